@@ -1,0 +1,204 @@
+/* The hinge between the forward pass and the processor that runs it: a dozen fused operations over
+ * a table of rows.
+ *
+ * A row is one token at one position of one sequence. Prefill, decode and batched decode differ
+ * only in the table, which operations read from memory each time: a back end that records its work
+ * (Vulkan) never bakes rows into a recording. Activations live in buffers of the back end, float32
+ * unless said otherwise, row-major with one line a row of the table. Operations of one pass run in
+ * the order they are called; a back end may run them at once or record them. All results are
+ * defined to the bit by docs/numerics.md for the CPU.
+ */
+#ifndef GPTOSS_BACKEND_H
+#define GPTOSS_BACKEND_H
+
+#include "gptoss.h"
+
+/* Weights as the checkpoint holds them: num_matrices (1, or one an expert) matrices of num_rows
+ * outputs and num_columns inputs, matrix_bytes apart. transposed: stored [inputs][outputs]. scales:
+ * MXFP4 only, one byte a 32-column block. */
+struct gptoss_weight {
+    enum gptoss_dtype dtype;
+    bool transposed;
+    int64_t num_matrices, num_rows, num_columns;
+    const uint8_t *data, *scales;
+    uint64_t matrix_bytes, scale_matrix_bytes;
+};
+
+/* num_vectors (1, or one an expert) vectors of num_elements; data NULL: absent, taken as nothing to
+ * add. */
+struct gptoss_vector {
+    enum gptoss_dtype dtype;
+    int64_t num_vectors, num_elements;
+    const uint8_t *data;
+};
+
+struct gptoss_row {
+    int32_t slot; /* which cache of the table */
+    int32_t token;
+    int64_t position;
+};
+
+struct gptoss_buffer; /* memory of the back end */
+struct gptoss_cache;  /* keys and values of one sequence */
+
+/* The table of rows. Rows of a slot stand together in order of position. */
+struct gptoss_row_table {
+    const struct gptoss_row *rows;
+    int64_t num_rows;
+    struct gptoss_cache *const *caches;
+    const float *cosine, *sine; /* [num_rows][head_dim / 2], the rotation of each row's position */
+};
+
+struct gptoss_cache_shape {
+    int32_t num_layers, num_kv_heads, head_dim;
+    enum gptoss_dtype dtype; /* F16 or F32; keys and values are rounded to it before any use */
+    int64_t max_context;
+};
+
+/* out = W embedding[token]. */
+struct gptoss_embed {
+    const struct gptoss_weight *embedding;
+    struct gptoss_buffer *out; /* [rows][hidden] */
+};
+
+/* normed = rms_norm(x) * gain; outs[i] = weights[i] normed + biases[i]. */
+struct gptoss_norm_linear {
+    struct gptoss_buffer *x, *normed;
+    const struct gptoss_vector *gain;
+    float epsilon;
+    int32_t num_outs; /* 1 .. 3 */
+    const struct gptoss_weight *weights[3];
+    const struct gptoss_vector *biases[3];
+    struct gptoss_buffer *outs[3];
+};
+
+/* Rotates queries and keys in place; stores keys and values of rows the cache does not hold yet. */
+struct gptoss_rope_append {
+    int32_t layer, num_heads, num_kv_heads, head_dim;
+    struct gptoss_buffer *queries, *keys, *values;
+};
+
+/* Attention over the cache with one sink logit a head. window 0: every earlier key, else the last
+ * window keys. */
+struct gptoss_attention {
+    int32_t layer, num_heads, num_kv_heads, head_dim, window;
+    float scale;
+    const struct gptoss_vector *sinks;
+    struct gptoss_buffer *queries;
+    struct gptoss_buffer *out;       /* [rows][num_heads * head_dim] */
+    struct gptoss_buffer *sink_mass; /* [rows][num_heads], or NULL */
+};
+
+/* residual += weight x + bias. */
+struct gptoss_linear_residual {
+    struct gptoss_buffer *x, *residual;
+    const struct gptoss_weight *weight;
+    const struct gptoss_vector *bias;
+};
+
+/* normed = rms_norm(x) * gain; logits = weight normed + bias; the num_chosen largest, ties by
+ * lowest expert, and the softmax over them. */
+struct gptoss_route {
+    struct gptoss_buffer *x, *normed;
+    const struct gptoss_vector *gain;
+    float epsilon;
+    const struct gptoss_weight *weight;
+    const struct gptoss_vector *bias;
+    int32_t num_chosen;
+    struct gptoss_buffer *logits;  /* [rows][experts] */
+    struct gptoss_buffer *experts; /* int32 [rows][num_chosen], in rank order */
+    struct gptoss_buffer *weights; /* [rows][num_chosen] */
+};
+
+/* For every row and rank: out = swiglu(weight[expert] x + bias[expert]), gate and up rows
+ * interleaved. */
+struct gptoss_expert_gate_up {
+    struct gptoss_buffer *x, *experts;
+    int32_t num_chosen;
+    const struct gptoss_weight *weight;
+    const struct gptoss_vector *bias;
+    float limit, alpha;
+    struct gptoss_buffer *out; /* [rows][num_chosen][intermediate] */
+};
+
+/* outputs = weight[expert] x + bias[expert]; sum = the outputs weighted, in rank order; residual +=
+ * sum. */
+struct gptoss_expert_down {
+    struct gptoss_buffer *x, *experts, *weights;
+    int32_t num_chosen;
+    const struct gptoss_weight *weight;
+    const struct gptoss_vector *bias;
+    struct gptoss_buffer *outputs; /* [rows][num_chosen][hidden] */
+    struct gptoss_buffer *sum, *residual;
+};
+
+/* For the rows first_row .. first_row + num_rows - 1: normed = rms_norm(x) * gain; logits = weight
+ * normed. */
+struct gptoss_unembed {
+    struct gptoss_buffer *x, *normed; /* normed: [num_rows][hidden] */
+    int64_t first_row, num_rows;
+    const struct gptoss_vector *gain;
+    float epsilon;
+    const struct gptoss_weight *weight; /* NULL: only the norm */
+    float *logits;                      /* host memory, [num_rows][vocabulary] */
+};
+
+struct gptoss_backend {
+    const struct gptoss_backend_operations *operations;
+};
+
+/* Every operation may return GPTOSS_ERROR_MEMORY, or GPTOSS_ERROR_INTERRUPTED once the poll
+ * callback asked to stop. */
+struct gptoss_backend_operations {
+    void (*release)(struct gptoss_backend *backend);
+    uint64_t (*memory)(const struct gptoss_backend *backend); /* heap bytes held */
+
+    enum gptoss_status (*buffer_create)(struct gptoss_backend *backend, uint64_t num_bytes,
+                                        struct gptoss_buffer **buffer_out,
+                                        struct gptoss_error *error);
+    void (*buffer_release)(struct gptoss_backend *backend, struct gptoss_buffer *buffer);
+    /* The contents, readable until the next operation. */
+    const void *(*buffer_read)(struct gptoss_backend *backend, struct gptoss_buffer *buffer);
+
+    enum gptoss_status (*cache_create)(struct gptoss_backend *backend,
+                                       const struct gptoss_cache_shape *shape,
+                                       struct gptoss_cache **cache_out, struct gptoss_error *error);
+    void (*cache_release)(struct gptoss_backend *backend, struct gptoss_cache *cache);
+    void (*cache_view)(const struct gptoss_cache *cache, int32_t layer,
+                       struct gptoss_kv_view *view_out);
+    /* Declares which rows of a layer are held; rows outside are given back to the system where
+     * whole pages allow. */
+    void (*cache_hold)(struct gptoss_cache *cache, int32_t layer, int64_t first_position,
+                       int64_t end_position);
+    /* Copies the held rows of every layer; the shapes are equal. */
+    void (*cache_copy)(struct gptoss_cache *to, const struct gptoss_cache *from);
+
+    /* Opens a pass: waits for its turn, since passes of one back end run one after another. */
+    enum gptoss_status (*begin)(struct gptoss_backend *backend, gptoss_poll_fn poll, void *user,
+                                struct gptoss_error *error);
+    /* How far the whole work is, for the next polls. */
+    void (*progress)(struct gptoss_backend *backend, uint64_t done, uint64_t total);
+    /* Closes it: all results are in memory afterwards. */
+    enum gptoss_status (*end)(struct gptoss_backend *backend, struct gptoss_error *error);
+
+    enum gptoss_status (*embed)(struct gptoss_backend *, const struct gptoss_row_table *,
+                                const struct gptoss_embed *);
+    enum gptoss_status (*norm_linear)(struct gptoss_backend *, const struct gptoss_row_table *,
+                                      const struct gptoss_norm_linear *);
+    enum gptoss_status (*rope_append)(struct gptoss_backend *, const struct gptoss_row_table *,
+                                      const struct gptoss_rope_append *);
+    enum gptoss_status (*attention)(struct gptoss_backend *, const struct gptoss_row_table *,
+                                    const struct gptoss_attention *);
+    enum gptoss_status (*linear_residual)(struct gptoss_backend *, const struct gptoss_row_table *,
+                                          const struct gptoss_linear_residual *);
+    enum gptoss_status (*route)(struct gptoss_backend *, const struct gptoss_row_table *,
+                                const struct gptoss_route *);
+    enum gptoss_status (*expert_gate_up)(struct gptoss_backend *, const struct gptoss_row_table *,
+                                         const struct gptoss_expert_gate_up *);
+    enum gptoss_status (*expert_down)(struct gptoss_backend *, const struct gptoss_row_table *,
+                                      const struct gptoss_expert_down *);
+    enum gptoss_status (*unembed)(struct gptoss_backend *, const struct gptoss_row_table *,
+                                  const struct gptoss_unembed *);
+};
+
+#endif

@@ -1,0 +1,268 @@
+#include "checkpoint/checkpoint.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoint/config.h"
+#include "checkpoint/format_error.h"
+#include "checkpoint/layout.h"
+#include "checkpoint/safetensors.h"
+#include "platform/allocator.h"
+#include "platform/mapped_file.h"
+#include "status.h"
+
+struct shard {
+    struct gptoss_file file;
+    struct gptoss_safetensors
+        contents; /* the tensors move to the checkpoint's table, the names stay */
+};
+
+struct gptoss_checkpoint {
+    struct gptoss_config config;
+    char *path;
+    char *config_path;
+    struct shard *shards;
+    size_t num_shards;
+    struct gptoss_tensor *tensors; /* sorted by name */
+    size_t num_tensors;
+};
+
+/* All shards are opened before the first is read, so that progress knows the whole and nothing is
+ * read in vain. */
+static enum gptoss_status open_shards(struct gptoss_checkpoint *checkpoint,
+                                      const struct gptoss_layout *layout, uint64_t *total_bytes_out,
+                                      struct gptoss_error *error) {
+    size_t count = layout->num_weight_paths;
+    checkpoint->shards = gptoss_allocate(count, sizeof *checkpoint->shards);
+    if (checkpoint->shards == NULL) {
+        return gptoss_error_memory(error, count * sizeof *checkpoint->shards, "a table of files");
+    }
+    for (size_t i = 0; i < count; ++i) {
+        struct gptoss_file *file = &checkpoint->shards[i].file;
+        enum gptoss_status status = gptoss_file_open(layout->weight_paths[i], file, error);
+        if (status != GPTOSS_OK)
+            return status;
+        ++checkpoint->num_shards;
+        *total_bytes_out += file->num_bytes;
+    }
+    return GPTOSS_OK;
+}
+
+static enum gptoss_status load_shard(struct shard *shard, bool read_files,
+                                     struct gptoss_progress *progress, struct gptoss_error *error) {
+    enum gptoss_status status = read_files ? gptoss_file_read(&shard->file, progress, error)
+                                           : gptoss_file_map(&shard->file, error);
+    if (status != GPTOSS_OK)
+        return status;
+    return gptoss_safetensors_parse(&shard->file, &shard->contents, error);
+}
+
+static int compare_tensor_names(const void *left, const void *right) {
+    const struct gptoss_tensor *a = left, *b = right;
+    return strcmp(a->name, b->name);
+}
+
+/* One table of all shards' tensors; a name may occur once. */
+static enum gptoss_status merge_shards(struct gptoss_checkpoint *checkpoint,
+                                       struct gptoss_error *error) {
+    size_t total = 0;
+    for (size_t i = 0; i < checkpoint->num_shards; ++i)
+        total += checkpoint->shards[i].contents.num_tensors;
+    checkpoint->tensors = gptoss_allocate(total, sizeof *checkpoint->tensors);
+    if (checkpoint->tensors == NULL) {
+        return gptoss_error_memory(error, total * sizeof *checkpoint->tensors,
+                                   "a table of tensors");
+    }
+    for (size_t i = 0; i < checkpoint->num_shards; ++i) {
+        struct gptoss_safetensors *contents = &checkpoint->shards[i].contents;
+        memcpy(checkpoint->tensors + checkpoint->num_tensors, contents->tensors,
+               contents->num_tensors * sizeof *contents->tensors);
+        checkpoint->num_tensors += contents->num_tensors;
+        gptoss_free(contents->tensors);
+        contents->tensors = NULL;
+    }
+    qsort(checkpoint->tensors, total, sizeof *checkpoint->tensors, compare_tensor_names);
+    for (size_t i = 1; i < total; ++i) {
+        const struct gptoss_tensor *a = &checkpoint->tensors[i - 1], *b = &checkpoint->tensors[i];
+        if (strcmp(a->name, b->name) != 0)
+            continue;
+        struct gptoss_place place = {
+            .file = b->file, .tensor = b->name, .offset = (int64_t)b->file_offset};
+        return gptoss_format_error(error, &place, "one tensor of this name",
+                                   "another at byte %" PRIu64 " of %s", a->file_offset, a->file);
+    }
+    return GPTOSS_OK;
+}
+
+/* Every tensor that the index names must lie in the file it names. Tensors that it leaves out are
+ * kept all the same. */
+static enum gptoss_status check_index(const struct gptoss_checkpoint *checkpoint,
+                                      const struct gptoss_layout *layout,
+                                      struct gptoss_error *error) {
+    const cJSON *entry;
+    cJSON_ArrayForEach(entry, layout->weight_map) {
+        const struct gptoss_tensor *tensor = gptoss_checkpoint_find(checkpoint, entry->string);
+        const char *slash = tensor == NULL ? NULL : strrchr(tensor->file, '/');
+        const char *name = tensor == NULL ? "in no file" : slash == NULL ? tensor->file : slash + 1;
+        if (strcmp(name, entry->valuestring) == 0)
+            continue;
+        struct gptoss_place place = {.file = layout->index_path,
+                                     .tensor = entry->string,
+                                     .subject = "weight_map",
+                                     .offset = -1};
+        char expected[160];
+        snprintf(expected, sizeof expected, "in %s", entry->valuestring);
+        return gptoss_format_error(error, &place, expected, "%s%s", tensor == NULL ? "" : "in ",
+                                   name);
+    }
+    return GPTOSS_OK;
+}
+
+static enum gptoss_status load(struct gptoss_checkpoint *checkpoint,
+                               const struct gptoss_layout *layout, bool read_files,
+                               struct gptoss_progress *progress, struct gptoss_error *error) {
+    enum gptoss_status status = open_shards(checkpoint, layout, &progress->total, error);
+    for (size_t i = 0; i < checkpoint->num_shards && status == GPTOSS_OK; ++i) {
+        status = load_shard(&checkpoint->shards[i], read_files, progress, error);
+    }
+    if (status == GPTOSS_OK)
+        status = merge_shards(checkpoint, error);
+    if (status == GPTOSS_OK)
+        status = check_index(checkpoint, layout, error);
+    return status;
+}
+
+enum gptoss_status gptoss_checkpoint_open(const char *path, bool read_files, gptoss_poll_fn poll,
+                                          void *poll_user,
+                                          struct gptoss_checkpoint **checkpoint_out,
+                                          struct gptoss_error *error) {
+    struct gptoss_layout layout = {0};
+    struct gptoss_progress progress = {.poll = poll, .user = poll_user};
+    enum gptoss_status status = gptoss_layout_find(path, &layout, error);
+    *checkpoint_out = NULL;
+    if (status != GPTOSS_OK)
+        return status;
+
+    struct gptoss_checkpoint *checkpoint = gptoss_allocate(1, sizeof *checkpoint);
+    char *path_copy = gptoss_duplicate_string(path);
+    if (checkpoint == NULL || path_copy == NULL) {
+        gptoss_free(checkpoint);
+        gptoss_free(path_copy);
+        gptoss_layout_free(&layout);
+        return gptoss_error_memory(error, sizeof *checkpoint, "a checkpoint");
+    }
+    checkpoint->path = path_copy;
+    checkpoint->config_path = layout.config_path;
+    layout.config_path = NULL;
+    status = gptoss_config_read(checkpoint->config_path, &checkpoint->config, error);
+    if (status == GPTOSS_OK)
+        status = load(checkpoint, &layout, read_files, &progress, error);
+    gptoss_layout_free(&layout);
+    if (status == GPTOSS_OK) {
+        *checkpoint_out = checkpoint;
+    } else {
+        gptoss_checkpoint_release(checkpoint);
+    }
+    return status;
+}
+
+void gptoss_checkpoint_release(struct gptoss_checkpoint *checkpoint) {
+    if (checkpoint == NULL)
+        return;
+    for (size_t i = 0; i < checkpoint->num_shards; ++i) {
+        gptoss_safetensors_free(&checkpoint->shards[i].contents);
+        gptoss_file_close(&checkpoint->shards[i].file);
+    }
+    gptoss_free(checkpoint->shards);
+    gptoss_free(checkpoint->tensors);
+    gptoss_free(checkpoint->config_path);
+    gptoss_free(checkpoint->path);
+    gptoss_free(checkpoint);
+}
+
+const struct gptoss_config *gptoss_checkpoint_config(const struct gptoss_checkpoint *checkpoint) {
+    return &checkpoint->config;
+}
+
+const char *gptoss_checkpoint_config_file(const struct gptoss_checkpoint *checkpoint) {
+    return checkpoint->config_path;
+}
+
+size_t gptoss_checkpoint_num_tensors(const struct gptoss_checkpoint *checkpoint) {
+    return checkpoint->num_tensors;
+}
+
+const struct gptoss_tensor *gptoss_checkpoint_tensor(const struct gptoss_checkpoint *checkpoint,
+                                                     size_t index) {
+    return index < checkpoint->num_tensors ? &checkpoint->tensors[index] : NULL;
+}
+
+const struct gptoss_tensor *gptoss_checkpoint_find(const struct gptoss_checkpoint *checkpoint,
+                                                   const char *name) {
+    struct gptoss_tensor key = {.name = name};
+    return bsearch(&key, checkpoint->tensors, checkpoint->num_tensors, sizeof key,
+                   compare_tensor_names);
+}
+
+void gptoss_checkpoint_memory(const struct gptoss_checkpoint *checkpoint,
+                              struct gptoss_model_memory *memory_out) {
+    struct gptoss_model_memory memory = {
+        .heap_bytes = sizeof *checkpoint + checkpoint->num_shards * sizeof *checkpoint->shards +
+                      checkpoint->num_tensors * sizeof *checkpoint->tensors};
+    for (size_t i = 0; i < checkpoint->num_shards; ++i) {
+        const struct shard *shard = &checkpoint->shards[i];
+        memory.heap_bytes += shard->contents.names_bytes;
+        *(shard->file.is_mapped ? &memory.mapped_bytes : &memory.read_bytes) +=
+            shard->file.num_bytes;
+    }
+    *memory_out = memory;
+}
+
+/* "BF16 or F32" for the dtypes of a mask. */
+static void describe_dtypes(uint32_t mask, char *text, size_t num_bytes) {
+    size_t length = 0;
+    text[0] = '\0';
+    for (int dtype = 0; dtype < 32; ++dtype) {
+        if ((mask >> dtype & 1) == 0 || length >= num_bytes)
+            continue;
+        length +=
+            (size_t)snprintf(text + length, num_bytes - length, "%s%s", length == 0 ? "" : " or ",
+                             gptoss_dtype_name((enum gptoss_dtype)dtype));
+    }
+}
+
+enum gptoss_status gptoss_checkpoint_require(const struct gptoss_checkpoint *checkpoint,
+                                             const char *name, uint32_t dtype_mask,
+                                             int32_t num_dims, const int64_t *shape,
+                                             const struct gptoss_tensor **tensor_out,
+                                             struct gptoss_error *error) {
+    const struct gptoss_tensor *tensor = gptoss_checkpoint_find(checkpoint, name);
+    struct gptoss_place place = {.file = checkpoint->path, .tensor = name, .offset = -1};
+    char expected[128], found[96];
+    gptoss_shape_describe(shape, num_dims, expected, sizeof expected);
+    if (tensor == NULL) {
+        gptoss_error_set(error, GPTOSS_ERROR_FORMAT, "%s: tensor '%s' is missing", checkpoint->path,
+                         name);
+        gptoss_error_where(error, checkpoint->path, name, -1);
+        gptoss_error_expected(error, "a tensor of shape %s", expected);
+        gptoss_error_found(error, "none");
+        return GPTOSS_ERROR_FORMAT;
+    }
+    place.file = tensor->file;
+    place.offset = (int64_t)tensor->file_offset;
+    if (tensor->num_dims != num_dims ||
+        memcmp(tensor->shape, shape, (size_t)num_dims * sizeof *shape) != 0) {
+        place.subject = "shape";
+        gptoss_shape_describe(tensor->shape, tensor->num_dims, found, sizeof found);
+        return gptoss_format_error(error, &place, expected, "%s", found);
+    }
+    if ((dtype_mask >> tensor->dtype & 1) == 0) {
+        place.subject = "dtype";
+        describe_dtypes(dtype_mask, expected, sizeof expected);
+        return gptoss_format_error(error, &place, expected, "%s", gptoss_dtype_name(tensor->dtype));
+    }
+    *tensor_out = tensor;
+    return GPTOSS_OK;
+}

@@ -1,0 +1,17 @@
+/* config.json of a gpt-oss checkpoint, in the spelling of Hugging Face (rope_scaling or
+ * rope_parameters) or of the original release (rope_ntk_alpha and so on; known by having no
+ * model_type). */
+#ifndef GPTOSS_CHECKPOINT_CONFIG_H
+#define GPTOSS_CHECKPOINT_CONFIG_H
+
+#include "gptoss.h"
+
+/* Every value is checked for its type and range, so that sizes computed from them fit 64 bits: at
+ * most 2^20 hidden or intermediate, 2^24 tokens, 4096 heads or experts, 1024 per head,
+ * GPTOSS_MAX_LAYERS layers, 2^30 positions. Sizes must be stated; the rest, where absent, is what
+ * the reference implementations take. sliding_window null: no layer slides, and sliding_window is
+ * 0. */
+enum gptoss_status gptoss_config_read(const char *path, struct gptoss_config *config_out,
+                                      struct gptoss_error *error);
+
+#endif

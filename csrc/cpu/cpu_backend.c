@@ -1,0 +1,267 @@
+#include "cpu/cpu_backend.h"
+
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "platform/allocator.h"
+#include "platform/clock.h"
+#include "status.h"
+
+/* Ctrl-C is to work within 100 ms; tasks last a few milliseconds at most. */
+#define POLL_NANOSECONDS 20000000u
+
+enum gptoss_status gptoss_scratch_reserve(struct gptoss_scratch *scratch, uint64_t num_bytes) {
+    if (num_bytes <= scratch->num_bytes)
+        return GPTOSS_OK;
+    void *memory = gptoss_allocate(num_bytes, 1);
+    if (memory == NULL)
+        return GPTOSS_ERROR_MEMORY;
+    gptoss_free(scratch->memory);
+    *scratch = (struct gptoss_scratch){.memory = memory, .num_bytes = num_bytes};
+    return GPTOSS_OK;
+}
+
+enum gptoss_status gptoss_thread_scratch_reserve(struct gptoss_cpu_backend *backend,
+                                                 uint64_t num_bytes) {
+    for (int i = 0; i < backend->num_threads; ++i) {
+        enum gptoss_status status = gptoss_scratch_reserve(&backend->thread_scratch[i], num_bytes);
+        if (status != GPTOSS_OK)
+            return status;
+    }
+    return GPTOSS_OK;
+}
+
+const uint8_t *gptoss_vector_at(const struct gptoss_vector *vector, int64_t index) {
+    if (vector->data == NULL)
+        return NULL;
+    return vector->data +
+           (uint64_t)(index * vector->num_elements) * gptoss_dtype_bytes(vector->dtype);
+}
+
+struct gptoss_matrix gptoss_matrix_at(const struct gptoss_weight *weight, int64_t index) {
+    struct gptoss_matrix matrix = {
+        .num_rows = weight->num_rows,
+        .num_columns = weight->num_columns,
+        .data = weight->data + (uint64_t)index * weight->matrix_bytes,
+    };
+    if (weight->dtype == GPTOSS_DTYPE_MXFP4) {
+        matrix.layout = GPTOSS_LAYOUT_MXFP4;
+        matrix.row_bytes = weight->num_columns / 2;
+        matrix.scales = weight->scales + (uint64_t)index * weight->scale_matrix_bytes;
+        matrix.scale_row_bytes = weight->num_columns / 32;
+        return matrix;
+    }
+    enum gptoss_layout layout = weight->dtype == GPTOSS_DTYPE_F32   ? GPTOSS_LAYOUT_F32
+                                : weight->dtype == GPTOSS_DTYPE_F16 ? GPTOSS_LAYOUT_F16
+                                                                    : GPTOSS_LAYOUT_BF16;
+    int64_t line = weight->transposed ? weight->num_rows : weight->num_columns;
+    matrix.row_bytes = line * (int64_t)gptoss_dtype_bytes(weight->dtype);
+    matrix.layout =
+        weight->transposed ? layout + (GPTOSS_LAYOUT_F32_TRANSPOSED - GPTOSS_LAYOUT_F32) : layout;
+    return matrix;
+}
+
+/* ---- passes ---- */
+
+static bool poll_caller(void *user) {
+    struct gptoss_cpu_backend *backend = user;
+    uint64_t now = gptoss_clock_nanoseconds();
+    if (now - backend->last_poll < POLL_NANOSECONDS)
+        return false;
+    backend->last_poll = now;
+    /* The callback is the host's code: it runs in the host's floating-point environment. */
+    gptoss_fp_environment_restore(backend->caller_environment);
+    bool stop = backend->poll(backend->poll_user, backend->done, backend->total) != 0;
+    gptoss_fp_environment_set_default();
+    return stop;
+}
+
+enum gptoss_status gptoss_cpu_run(struct gptoss_cpu_backend *backend, gptoss_task_fn *function,
+                                  void *context, int64_t num_tasks) {
+    bool all = gptoss_thread_pool_run(backend->pool, function, context, num_tasks,
+                                      backend->poll != NULL ? poll_caller : NULL, backend);
+    return all ? GPTOSS_OK : GPTOSS_ERROR_INTERRUPTED;
+}
+
+/* After fork() the child's memory holds the parent's pool without its threads, and the turn as some
+ * thread left it. */
+static void adopt_after_fork(struct gptoss_cpu_backend *backend) {
+    int self = (int)getpid(), owner = atomic_load(&backend->owner);
+    if (owner == self)
+        return;
+    if (owner != -self && atomic_compare_exchange_strong(&backend->owner, &owner, -self)) {
+        pthread_mutex_init(&backend->turn, NULL);
+        gptoss_thread_pool_abandon(backend->pool);
+        backend->pool = NULL;
+        atomic_store(&backend->owner, self);
+        return;
+    }
+    while (atomic_load(&backend->owner) != self)
+        usleep(100);
+}
+
+static enum gptoss_status take_turn(struct gptoss_cpu_backend *backend, gptoss_poll_fn poll,
+                                    void *user) {
+    if (poll == NULL) {
+        pthread_mutex_lock(&backend->turn);
+        return GPTOSS_OK;
+    }
+    for (;;) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += 50000000;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        if (pthread_mutex_timedlock(&backend->turn, &until) == 0)
+            return GPTOSS_OK;
+        if (poll(user, 0, 0) != 0)
+            return GPTOSS_ERROR_INTERRUPTED;
+    }
+}
+
+static enum gptoss_status cpu_begin(struct gptoss_backend *base, gptoss_poll_fn poll, void *user,
+                                    struct gptoss_error *error) {
+    struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
+    adopt_after_fork(backend);
+    if (take_turn(backend, poll, user) != GPTOSS_OK)
+        return gptoss_error_set(error, GPTOSS_ERROR_INTERRUPTED,
+                                "interrupted while waiting for the model");
+    if (backend->pool == NULL) {
+        enum gptoss_status status =
+            gptoss_thread_pool_create(backend->num_threads, &backend->pool, error);
+        if (status != GPTOSS_OK) {
+            pthread_mutex_unlock(&backend->turn);
+            return status;
+        }
+    }
+    backend->poll = poll;
+    backend->poll_user = user;
+    backend->done = backend->total = 0;
+    backend->last_poll = gptoss_clock_nanoseconds();
+    backend->caller_environment = gptoss_fp_environment_set_default();
+    return GPTOSS_OK;
+}
+
+static void cpu_progress(struct gptoss_backend *base, uint64_t done, uint64_t total) {
+    struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
+    backend->done = done;
+    backend->total = total;
+}
+
+static enum gptoss_status cpu_end(struct gptoss_backend *base, struct gptoss_error *error) {
+    (void)error;
+    struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
+    gptoss_fp_environment_restore(backend->caller_environment);
+    pthread_mutex_unlock(&backend->turn);
+    return GPTOSS_OK;
+}
+
+/* ---- buffers ---- */
+
+static enum gptoss_status cpu_buffer_create(struct gptoss_backend *base, uint64_t num_bytes,
+                                            struct gptoss_buffer **buffer_out,
+                                            struct gptoss_error *error) {
+    (void)base;
+    *buffer_out = NULL;
+    struct gptoss_buffer *buffer = gptoss_allocate(1, sizeof *buffer);
+    void *memory = gptoss_allocate(num_bytes, 1);
+    if (buffer == NULL || memory == NULL) {
+        gptoss_free(buffer);
+        gptoss_free(memory);
+        return gptoss_error_memory(error, num_bytes, "activations");
+    }
+    *buffer = (struct gptoss_buffer){.memory = memory, .num_bytes = num_bytes};
+    *buffer_out = buffer;
+    return GPTOSS_OK;
+}
+
+static void cpu_buffer_release(struct gptoss_backend *base, struct gptoss_buffer *buffer) {
+    (void)base;
+    if (buffer == NULL)
+        return;
+    gptoss_free(buffer->memory);
+    gptoss_free(buffer);
+}
+
+static const void *cpu_buffer_read(struct gptoss_backend *base, struct gptoss_buffer *buffer) {
+    (void)base;
+    return buffer->memory;
+}
+
+/* ---- life ---- */
+
+static void cpu_release(struct gptoss_backend *base) {
+    if (base == NULL)
+        return;
+    struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
+    if (atomic_load(&backend->owner) == (int)getpid()) {
+        gptoss_thread_pool_release(backend->pool);
+        pthread_mutex_destroy(&backend->turn);
+    } else {
+        gptoss_thread_pool_abandon(backend->pool);
+    }
+    for (int i = 0; backend->thread_scratch != NULL && i < backend->num_threads; ++i)
+        gptoss_free(backend->thread_scratch[i].memory);
+    gptoss_free(backend->thread_scratch);
+    gptoss_free(backend->packed.memory);
+    gptoss_free(backend->decoded.memory);
+    gptoss_free(backend->grouping.memory);
+    gptoss_free(backend);
+}
+
+static uint64_t cpu_memory(const struct gptoss_backend *base) {
+    const struct gptoss_cpu_backend *backend = (const struct gptoss_cpu_backend *)base;
+    uint64_t num_bytes = sizeof *backend + backend->packed.num_bytes + backend->decoded.num_bytes;
+    num_bytes += backend->grouping.num_bytes;
+    for (int i = 0; i < backend->num_threads; ++i)
+        num_bytes += backend->thread_scratch[i].num_bytes;
+    return num_bytes;
+}
+
+static const struct gptoss_backend_operations cpu_operations = {
+    .release = cpu_release,
+    .memory = cpu_memory,
+    .buffer_create = cpu_buffer_create,
+    .buffer_release = cpu_buffer_release,
+    .buffer_read = cpu_buffer_read,
+    .cache_create = gptoss_cpu_cache_create,
+    .cache_release = gptoss_cpu_cache_release,
+    .cache_view = gptoss_cpu_cache_view,
+    .cache_hold = gptoss_cpu_cache_hold,
+    .cache_copy = gptoss_cpu_cache_copy,
+    .begin = cpu_begin,
+    .progress = cpu_progress,
+    .end = cpu_end,
+    .embed = gptoss_cpu_embed,
+    .norm_linear = gptoss_cpu_norm_linear,
+    .rope_append = gptoss_cpu_rope_append,
+    .attention = gptoss_cpu_attention,
+    .linear_residual = gptoss_cpu_linear_residual,
+    .route = gptoss_cpu_route,
+    .expert_gate_up = gptoss_cpu_expert_gate_up,
+    .expert_down = gptoss_cpu_expert_down,
+    .unembed = gptoss_cpu_unembed,
+};
+
+enum gptoss_status gptoss_cpu_backend_create(const struct gptoss_kernels *kernels, int num_threads,
+                                             struct gptoss_backend **backend_out,
+                                             struct gptoss_error *error) {
+    *backend_out = NULL;
+    struct gptoss_cpu_backend *backend = gptoss_allocate(1, sizeof *backend);
+    if (backend == NULL)
+        return gptoss_error_memory(error, sizeof *backend, "the CPU back end");
+    backend->base.operations = &cpu_operations;
+    backend->kernels = kernels;
+    backend->num_threads = num_threads;
+    pthread_mutex_init(&backend->turn, NULL);
+    atomic_store(&backend->owner, (int)getpid());
+    backend->thread_scratch = gptoss_allocate((size_t)num_threads, sizeof *backend->thread_scratch);
+    if (backend->thread_scratch == NULL) {
+        cpu_release(&backend->base);
+        return gptoss_error_memory(error, (uint64_t)num_threads * sizeof(struct gptoss_scratch),
+                                   "the CPU back end");
+    }
+    *backend_out = &backend->base;
+    return GPTOSS_OK;
+}

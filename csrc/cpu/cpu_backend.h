@@ -1,0 +1,136 @@
+/* The CPU back end: runs every operation when it is called, on the threads of its pool. Shared by
+ * the cpu_*.c files. */
+#ifndef GPTOSS_CPU_CPU_BACKEND_H
+#define GPTOSS_CPU_CPU_BACKEND_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/types.h>
+
+#include "backend.h"
+#include "cpu/kernels.h"
+#include "cpu/thread_pool.h"
+#include "platform/fp_environment.h"
+
+/* Memory that grows to the largest use and stays. */
+struct gptoss_scratch {
+    void *memory;
+    uint64_t num_bytes;
+};
+
+struct gptoss_cpu_backend {
+    struct gptoss_backend base;
+    const struct gptoss_kernels *kernels;
+    int num_threads;
+
+    /* One pass at a time. A forked child has neither the threads nor, perhaps, an unlocked mutex:
+     * it makes its own. */
+    atomic_int owner;
+    pthread_mutex_t turn;
+    struct gptoss_thread_pool *pool;
+
+    uint64_t caller_environment; /* floating-point modes of the calling thread */
+    gptoss_poll_fn poll;
+    void *poll_user;
+    uint64_t done, total, last_poll;
+
+    struct gptoss_scratch *thread_scratch; /* one a thread */
+    struct gptoss_scratch packed;          /* inputs of matrix products in lane order */
+    struct gptoss_scratch decoded;         /* a norm's gain in float32 */
+    struct gptoss_scratch grouping;        /* tokens by expert */
+};
+
+struct gptoss_buffer {
+    void *memory;
+    uint64_t num_bytes;
+};
+
+static inline float *gptoss_buffer_floats(const struct gptoss_buffer *buffer) {
+    return buffer->memory;
+}
+static inline int32_t *gptoss_buffer_ints(const struct gptoss_buffer *buffer) {
+    return buffer->memory;
+}
+
+/* num_threads >= 1. */
+enum gptoss_status gptoss_cpu_backend_create(const struct gptoss_kernels *kernels, int num_threads,
+                                             struct gptoss_backend **backend_out,
+                                             struct gptoss_error *error);
+
+/* Runs tasks on the pool; GPTOSS_ERROR_INTERRUPTED once the caller's poll asked to stop. */
+enum gptoss_status gptoss_cpu_run(struct gptoss_cpu_backend *backend, gptoss_task_fn *function,
+                                  void *context, int64_t num_tasks);
+/* At least num_bytes in the scratch; contents are lost when it grows. */
+enum gptoss_status gptoss_scratch_reserve(struct gptoss_scratch *scratch, uint64_t num_bytes);
+/* The same for every thread's. */
+enum gptoss_status gptoss_thread_scratch_reserve(struct gptoss_cpu_backend *backend,
+                                                 uint64_t num_bytes);
+/* Elements of one vector (of one expert) as stored; NULL if the vector is absent. */
+const uint8_t *gptoss_vector_at(const struct gptoss_vector *vector, int64_t index);
+/* One matrix (of one expert) as the kernels take it. */
+struct gptoss_matrix gptoss_matrix_at(const struct gptoss_weight *weight, int64_t index);
+
+/* One matrix product: for every token i, out line = matrix * x line + bias, where the x line is
+ * number x_lines[i] (i if NULL) and the out line number out_lines[i]. All lines of out differ. */
+enum gptoss_product_end {
+    GPTOSS_PRODUCT_STORE,
+    GPTOSS_PRODUCT_ADD,   /* out += the result */
+    GPTOSS_PRODUCT_SWIGLU /* rows are gate and up in turn; half as many results */
+};
+struct gptoss_product {
+    struct gptoss_matrix matrix;
+    const uint8_t *bias; /* NULL: none */
+    enum gptoss_dtype bias_dtype;
+    int64_t num_tokens;
+    const float *x;
+    int64_t x_stride;
+    const int32_t *x_lines;
+    float *out;
+    int64_t out_stride;
+    const int32_t *out_lines;
+    enum gptoss_product_end end;
+    float limit, alpha; /* of SWIGLU */
+    int64_t packed;     /* set by gptoss_cpu_multiply: where the input lies, in floats */
+};
+/* All products at once, spread over the threads. */
+enum gptoss_status gptoss_cpu_multiply(struct gptoss_cpu_backend *backend,
+                                       struct gptoss_product *products, int32_t num_products);
+
+/* normed line r = rms_norm(x line r) * gain for num_rows rows of n floats. */
+enum gptoss_status gptoss_cpu_norm_rows(struct gptoss_cpu_backend *backend, const float *x,
+                                        float *normed, const struct gptoss_vector *gain,
+                                        float epsilon, int64_t num_rows);
+
+/* The operations, by file: cpu_linear.c, cpu_attention.c, cpu_experts.c, cpu_cache.c. */
+enum gptoss_status gptoss_cpu_embed(struct gptoss_backend *, const struct gptoss_row_table *,
+                                    const struct gptoss_embed *);
+enum gptoss_status gptoss_cpu_norm_linear(struct gptoss_backend *, const struct gptoss_row_table *,
+                                          const struct gptoss_norm_linear *);
+enum gptoss_status gptoss_cpu_linear_residual(struct gptoss_backend *,
+                                              const struct gptoss_row_table *,
+                                              const struct gptoss_linear_residual *);
+enum gptoss_status gptoss_cpu_unembed(struct gptoss_backend *, const struct gptoss_row_table *,
+                                      const struct gptoss_unembed *);
+enum gptoss_status gptoss_cpu_rope_append(struct gptoss_backend *, const struct gptoss_row_table *,
+                                          const struct gptoss_rope_append *);
+enum gptoss_status gptoss_cpu_attention(struct gptoss_backend *, const struct gptoss_row_table *,
+                                        const struct gptoss_attention *);
+enum gptoss_status gptoss_cpu_route(struct gptoss_backend *, const struct gptoss_row_table *,
+                                    const struct gptoss_route *);
+enum gptoss_status gptoss_cpu_expert_gate_up(struct gptoss_backend *,
+                                             const struct gptoss_row_table *,
+                                             const struct gptoss_expert_gate_up *);
+enum gptoss_status gptoss_cpu_expert_down(struct gptoss_backend *, const struct gptoss_row_table *,
+                                          const struct gptoss_expert_down *);
+
+enum gptoss_status gptoss_cpu_cache_create(struct gptoss_backend *,
+                                           const struct gptoss_cache_shape *,
+                                           struct gptoss_cache **, struct gptoss_error *);
+void gptoss_cpu_cache_release(struct gptoss_backend *, struct gptoss_cache *);
+void gptoss_cpu_cache_view(const struct gptoss_cache *, int32_t layer, struct gptoss_kv_view *);
+void gptoss_cpu_cache_hold(struct gptoss_cache *, int32_t layer, int64_t first_position,
+                           int64_t end_position);
+void gptoss_cpu_cache_copy(struct gptoss_cache *to, const struct gptoss_cache *from);
+const struct gptoss_cache_shape *gptoss_cpu_cache_shape(const struct gptoss_cache *cache);
+
+#endif

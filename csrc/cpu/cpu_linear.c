@@ -1,0 +1,114 @@
+/* Embedding, norms and dense matrix products. */
+#include <string.h>
+
+#include "cpu/cpu_backend.h"
+#include "numeric/dtype.h"
+
+/* Rows from which a loop over rows is worth the threads' waking. */
+#define MIN_SHARED_ROWS 8
+
+struct norm_rows {
+    const struct gptoss_kernels *kernels;
+    const float *x, *gain;
+    float *normed;
+    int64_t num_elements;
+    float epsilon;
+};
+
+static void norm_task(void *context, int64_t row, int thread) {
+    (void)thread;
+    const struct norm_rows *work = context;
+    work->kernels->rms_norm(work->x + row * work->num_elements, work->gain, work->num_elements,
+                            work->epsilon, work->normed + row * work->num_elements);
+}
+
+enum gptoss_status gptoss_cpu_norm_rows(struct gptoss_cpu_backend *backend, const float *x,
+                                        float *normed, const struct gptoss_vector *gain,
+                                        float epsilon, int64_t num_rows) {
+    int64_t n = gain->num_elements;
+    enum gptoss_status status =
+        gptoss_scratch_reserve(&backend->decoded, (uint64_t)n * sizeof(float));
+    if (status != GPTOSS_OK)
+        return status;
+    gptoss_decode_elements(gain->dtype, gain->data, (size_t)n, backend->decoded.memory);
+    struct norm_rows work = {backend->kernels, x, backend->decoded.memory, normed, n, epsilon};
+    if (num_rows >= MIN_SHARED_ROWS)
+        return gptoss_cpu_run(backend, norm_task, &work, num_rows);
+    for (int64_t row = 0; row < num_rows; ++row)
+        norm_task(&work, row, 0);
+    return GPTOSS_OK;
+}
+
+static struct gptoss_product dense_product(const struct gptoss_weight *weight,
+                                           const struct gptoss_vector *bias, const float *x,
+                                           float *out, int64_t num_rows) {
+    return (struct gptoss_product){
+        .matrix = gptoss_matrix_at(weight, 0),
+        .bias = bias != NULL ? gptoss_vector_at(bias, 0) : NULL,
+        .bias_dtype = bias != NULL ? bias->dtype : GPTOSS_DTYPE_F32,
+        .num_tokens = num_rows,
+        .x = x,
+        .x_stride = weight->num_columns,
+        .out = out,
+        .out_stride = weight->num_rows,
+    };
+}
+
+enum gptoss_status gptoss_cpu_embed(struct gptoss_backend *base,
+                                    const struct gptoss_row_table *table,
+                                    const struct gptoss_embed *operation) {
+    (void)base;
+    const struct gptoss_weight *embedding = operation->embedding;
+    int64_t hidden = embedding->num_columns;
+    uint64_t row_bytes = (uint64_t)hidden * gptoss_dtype_bytes(embedding->dtype);
+    float *out = gptoss_buffer_floats(operation->out);
+    for (int64_t row = 0; row < table->num_rows; ++row)
+        gptoss_decode_elements(embedding->dtype,
+                               embedding->data + (uint64_t)table->rows[row].token * row_bytes,
+                               (size_t)hidden, out + row * hidden);
+    return GPTOSS_OK;
+}
+
+enum gptoss_status gptoss_cpu_norm_linear(struct gptoss_backend *base,
+                                          const struct gptoss_row_table *table,
+                                          const struct gptoss_norm_linear *operation) {
+    struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
+    float *normed = gptoss_buffer_floats(operation->normed);
+    enum gptoss_status status =
+        gptoss_cpu_norm_rows(backend, gptoss_buffer_floats(operation->x), normed, operation->gain,
+                             operation->epsilon, table->num_rows);
+    if (status != GPTOSS_OK)
+        return status;
+    struct gptoss_product products[3];
+    for (int32_t i = 0; i < operation->num_outs; ++i)
+        products[i] = dense_product(operation->weights[i], operation->biases[i], normed,
+                                    gptoss_buffer_floats(operation->outs[i]), table->num_rows);
+    return gptoss_cpu_multiply(backend, products, operation->num_outs);
+}
+
+enum gptoss_status gptoss_cpu_linear_residual(struct gptoss_backend *base,
+                                              const struct gptoss_row_table *table,
+                                              const struct gptoss_linear_residual *operation) {
+    struct gptoss_product product =
+        dense_product(operation->weight, operation->bias, gptoss_buffer_floats(operation->x),
+                      gptoss_buffer_floats(operation->residual), table->num_rows);
+    product.end = GPTOSS_PRODUCT_ADD;
+    return gptoss_cpu_multiply((struct gptoss_cpu_backend *)base, &product, 1);
+}
+
+enum gptoss_status gptoss_cpu_unembed(struct gptoss_backend *base,
+                                      const struct gptoss_row_table *table,
+                                      const struct gptoss_unembed *operation) {
+    (void)table;
+    struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
+    const float *x =
+        gptoss_buffer_floats(operation->x) + operation->first_row * operation->gain->num_elements;
+    float *normed = gptoss_buffer_floats(operation->normed);
+    enum gptoss_status status = gptoss_cpu_norm_rows(backend, x, normed, operation->gain,
+                                                     operation->epsilon, operation->num_rows);
+    if (status != GPTOSS_OK || operation->weight == NULL)
+        return status;
+    struct gptoss_product product =
+        dense_product(operation->weight, NULL, normed, operation->logits, operation->num_rows);
+    return gptoss_cpu_multiply(backend, &product, 1);
+}

@@ -1,0 +1,33 @@
+/* values[l][g][r] = element 16 g + l of row first_row + r. Elements that the last group lacks are
+ * not written. */
+#include "cpu/elements.h"
+
+static inline void expand(const struct gptoss_matrix *matrix, int64_t first_row, int64_t num_rows,
+                          struct gptoss_panel *panel, gptoss_element_fn *element) {
+    int64_t chain_stride = gptoss_num_groups(matrix->num_columns, 1);
+    const uint8_t *rows = matrix->data + first_row * matrix->row_bytes;
+    for (int64_t column = 0; column < matrix->num_columns; ++column) {
+        int64_t lane = column % GPTOSS_LANES, group = column / GPTOSS_LANES;
+        float *values = panel->values + (lane * chain_stride + group) * GPTOSS_PANEL_ROWS;
+        for (int64_t r = 0; r < GPTOSS_PANEL_ROWS; ++r)
+            values[r] = r < num_rows ? element(rows + r * matrix->row_bytes, column) : 0.0f;
+    }
+}
+
+gptoss_expand_panel_fn GPTOSS_KERNEL(expand_panel_f32), GPTOSS_KERNEL(expand_panel_f16),
+    GPTOSS_KERNEL(expand_panel_bf16);
+
+void GPTOSS_KERNEL(expand_panel_f32)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                     int64_t num_rows, struct gptoss_panel *panel) {
+    expand(matrix, first_row, num_rows, panel, gptoss_element_f32);
+}
+
+void GPTOSS_KERNEL(expand_panel_f16)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                     int64_t num_rows, struct gptoss_panel *panel) {
+    expand(matrix, first_row, num_rows, panel, gptoss_element_f16);
+}
+
+void GPTOSS_KERNEL(expand_panel_bf16)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                      int64_t num_rows, struct gptoss_panel *panel) {
+    expand(matrix, first_row, num_rows, panel, gptoss_element_bf16);
+}

@@ -1,0 +1,64 @@
+/* The table of one instruction-set level, GPTOSS_ISA. */
+#include "cpu/kernels.h"
+
+#define STRING2(name) #name
+#define STRING(name) STRING2(name)
+
+gptoss_matvec_fn GPTOSS_KERNEL(matvec_f32), GPTOSS_KERNEL(matvec_f16), GPTOSS_KERNEL(matvec_bf16),
+    GPTOSS_KERNEL(matvec_f32_transposed), GPTOSS_KERNEL(matvec_f16_transposed),
+    GPTOSS_KERNEL(matvec_bf16_transposed), GPTOSS_KERNEL(matvec_mxfp4);
+gptoss_expand_panel_fn GPTOSS_KERNEL(expand_panel_f32), GPTOSS_KERNEL(expand_panel_f16),
+    GPTOSS_KERNEL(expand_panel_bf16), GPTOSS_KERNEL(expand_panel_f32_transposed),
+    GPTOSS_KERNEL(expand_panel_f16_transposed), GPTOSS_KERNEL(expand_panel_bf16_transposed),
+    GPTOSS_KERNEL(expand_panel_mxfp4);
+gptoss_multiply_panel_fn GPTOSS_KERNEL(multiply_panel_unscaled),
+    GPTOSS_KERNEL(multiply_panel_scaled);
+gptoss_attention_tile_fn GPTOSS_KERNEL(attention_tile_f32), GPTOSS_KERNEL(attention_tile_f16);
+
+/* The elementwise kernels' types are those of the table's members. */
+#define DECLARE(name) extern __typeof__(*((struct gptoss_kernels *)0)->name) GPTOSS_KERNEL(name)
+DECLARE(attention_merge);
+DECLARE(rms_norm);
+DECLARE(rope);
+DECLARE(swiglu);
+DECLARE(add);
+DECLARE(multiply_add);
+DECLARE(divide);
+DECLARE(convert_f32_f16);
+
+extern const struct gptoss_kernels GPTOSS_KERNEL(kernels);
+const struct gptoss_kernels GPTOSS_KERNEL(kernels) = {
+    .isa = STRING(GPTOSS_ISA),
+    .matvec =
+        {
+            [GPTOSS_LAYOUT_F32] = GPTOSS_KERNEL(matvec_f32),
+            [GPTOSS_LAYOUT_F16] = GPTOSS_KERNEL(matvec_f16),
+            [GPTOSS_LAYOUT_BF16] = GPTOSS_KERNEL(matvec_bf16),
+            [GPTOSS_LAYOUT_F32_TRANSPOSED] = GPTOSS_KERNEL(matvec_f32_transposed),
+            [GPTOSS_LAYOUT_F16_TRANSPOSED] = GPTOSS_KERNEL(matvec_f16_transposed),
+            [GPTOSS_LAYOUT_BF16_TRANSPOSED] = GPTOSS_KERNEL(matvec_bf16_transposed),
+            [GPTOSS_LAYOUT_MXFP4] = GPTOSS_KERNEL(matvec_mxfp4),
+        },
+    .expand_panel =
+        {
+            [GPTOSS_LAYOUT_F32] = GPTOSS_KERNEL(expand_panel_f32),
+            [GPTOSS_LAYOUT_F16] = GPTOSS_KERNEL(expand_panel_f16),
+            [GPTOSS_LAYOUT_BF16] = GPTOSS_KERNEL(expand_panel_bf16),
+            [GPTOSS_LAYOUT_F32_TRANSPOSED] = GPTOSS_KERNEL(expand_panel_f32_transposed),
+            [GPTOSS_LAYOUT_F16_TRANSPOSED] = GPTOSS_KERNEL(expand_panel_f16_transposed),
+            [GPTOSS_LAYOUT_BF16_TRANSPOSED] = GPTOSS_KERNEL(expand_panel_bf16_transposed),
+            [GPTOSS_LAYOUT_MXFP4] = GPTOSS_KERNEL(expand_panel_mxfp4),
+        },
+    .multiply_panel_unscaled = GPTOSS_KERNEL(multiply_panel_unscaled),
+    .multiply_panel_scaled = GPTOSS_KERNEL(multiply_panel_scaled),
+    .attention_tile_f32 = GPTOSS_KERNEL(attention_tile_f32),
+    .attention_tile_f16 = GPTOSS_KERNEL(attention_tile_f16),
+    .attention_merge = GPTOSS_KERNEL(attention_merge),
+    .rms_norm = GPTOSS_KERNEL(rms_norm),
+    .rope = GPTOSS_KERNEL(rope),
+    .swiglu = GPTOSS_KERNEL(swiglu),
+    .add = GPTOSS_KERNEL(add),
+    .multiply_add = GPTOSS_KERNEL(multiply_add),
+    .divide = GPTOSS_KERNEL(divide),
+    .convert_f32_f16 = GPTOSS_KERNEL(convert_f32_f16),
+};

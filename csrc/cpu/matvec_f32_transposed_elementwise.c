@@ -1,0 +1,56 @@
+/* out[r] = dot(row r, x) where the matrix is stored [inputs][outputs]: p[column % 16] = fma(w, x,
+ * p[column % 16]) for a strip of neighbouring outputs at once, then the tree.
+ *
+ * A strip is as wide as the sums of its 16 chains stay in the first-level cache. Of each stored row
+ * it needs a few cache lines, in another page than the last: too far apart for the hardware's
+ * prefetchers. */
+#include <math.h>
+
+#include "cpu/elements.h"
+
+enum { STRIP = 128, ROWS_AHEAD = 32, CACHE_LINE = 64 };
+
+static inline void add_input(const uint8_t *stored_row, float x, int64_t width, float *p,
+                             gptoss_element_fn *element) {
+    for (int64_t r = 0; r < width; ++r)
+        p[r] = fmaf(element(stored_row, r), x, p[r]);
+}
+
+static inline void matvec(const struct gptoss_matrix *matrix, int64_t first_row, int64_t num_rows,
+                          const float *x_lanes, float *out, gptoss_element_fn *element,
+                          int64_t element_bytes) {
+    for (int64_t done = 0; done < num_rows; done += STRIP) {
+        int64_t width = num_rows - done < STRIP ? num_rows - done : STRIP;
+        const uint8_t *stored = matrix->data + (first_row + done) * element_bytes;
+        float p[GPTOSS_LANES][STRIP] = {{0}};
+        for (int64_t column = 0; column < matrix->num_columns; ++column) {
+            const uint8_t *stored_row = stored + column * matrix->row_bytes;
+            for (int64_t byte = 0; byte < width * element_bytes; byte += CACHE_LINE)
+                __builtin_prefetch(stored_row + ROWS_AHEAD * matrix->row_bytes + byte);
+            add_input(stored_row, x_lanes[column], width, p[column % GPTOSS_LANES], element);
+        }
+        for (int half = GPTOSS_LANES / 2; half > 0; half /= 2)
+            for (int l = 0; l < half; ++l)
+                for (int64_t r = 0; r < width; ++r)
+                    p[l][r] += p[l + half][r];
+        memcpy(out + done, p[0], (size_t)width * sizeof(float));
+    }
+}
+
+gptoss_matvec_fn GPTOSS_KERNEL(matvec_f32_transposed), GPTOSS_KERNEL(matvec_f16_transposed),
+    GPTOSS_KERNEL(matvec_bf16_transposed);
+
+void GPTOSS_KERNEL(matvec_f32_transposed)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                          int64_t num_rows, const float *x_lanes, float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_element_f32, 4);
+}
+
+void GPTOSS_KERNEL(matvec_f16_transposed)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                          int64_t num_rows, const float *x_lanes, float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_element_f16, 2);
+}
+
+void GPTOSS_KERNEL(matvec_bf16_transposed)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                           int64_t num_rows, const float *x_lanes, float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_element_bf16, 2);
+}

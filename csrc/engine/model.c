@@ -1,0 +1,237 @@
+#include "engine/model.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cpu/cpu_backend.h"
+#include "numeric/dtype.h"
+#include "platform/allocator.h"
+#include "status.h"
+
+#define MAX_THREADS 1024
+
+const char *gptoss_version(void) {
+    return GPTOSS_VERSION;
+}
+
+/* ---- opening ---- */
+
+static enum gptoss_status check_choice(const char *what, const char *value, const char *supported,
+                                       struct gptoss_error *error) {
+    if (value == NULL || strcmp(value, supported) == 0)
+        return GPTOSS_OK;
+    gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
+                     "%s '%s' is not available in this build; supported: %s", what, value,
+                     supported);
+    gptoss_error_expected(error, "%s", supported);
+    gptoss_error_found(error, "%s", value);
+    return GPTOSS_ERROR_UNSUPPORTED;
+}
+
+static enum gptoss_status choose_kernels(const char *isa, const struct gptoss_kernels **kernels_out,
+                                         struct gptoss_error *error) {
+    *kernels_out = gptoss_kernels_select(isa);
+    if (*kernels_out != NULL)
+        return GPTOSS_OK;
+    char available[128] = "";
+    for (size_t i = 0; i < gptoss_num_isas(); ++i) {
+        if (!gptoss_isa_available(i))
+            continue;
+        size_t length = strlen(available);
+        snprintf(available + length, sizeof available - length, "%s%s", length > 0 ? ", " : "",
+                 gptoss_isa_name(i));
+    }
+    gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
+                     "instruction set '%s' is unknown or this processor lacks it; available: %s",
+                     isa != NULL ? isa : "any", available);
+    gptoss_error_expected(error, "%s", available);
+    gptoss_error_found(error, "%s", isa != NULL ? isa : "none");
+    return GPTOSS_ERROR_UNSUPPORTED;
+}
+
+static enum gptoss_status create_backend(struct gptoss_model *model,
+                                         const struct gptoss_model_options *options,
+                                         struct gptoss_error *error) {
+    enum gptoss_status status = check_choice("device", options->device, "cpu", error);
+    if (status == GPTOSS_OK)
+        status = check_choice("precision", options->precision, "fp32", error);
+    const struct gptoss_kernels *kernels = NULL;
+    if (status == GPTOSS_OK)
+        status = choose_kernels(options->isa, &kernels, error);
+    if (status != GPTOSS_OK)
+        return status;
+    if (options->num_threads < 0 || options->num_threads > MAX_THREADS) {
+        gptoss_error_set(error, GPTOSS_ERROR_ARGUMENT,
+                         "the number of threads must be 1 to %d, or 0 for all, not %d", MAX_THREADS,
+                         options->num_threads);
+        gptoss_error_expected(error, "0 .. %d", MAX_THREADS);
+        gptoss_error_found(error, "%d", options->num_threads);
+        return GPTOSS_ERROR_ARGUMENT;
+    }
+    model->isa = kernels->isa;
+    model->num_threads = options->num_threads > 0 ? options->num_threads : gptoss_usable_cpus();
+    return gptoss_cpu_backend_create(kernels, model->num_threads, &model->backend, error);
+}
+
+enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model_options *options,
+                                     struct gptoss_model **model_out, struct gptoss_error *error) {
+    static const struct gptoss_model_options defaults = {0};
+    if (options == NULL)
+        options = &defaults;
+    *model_out = NULL;
+    struct gptoss_model *model = gptoss_allocate(1, sizeof *model);
+    if (model == NULL)
+        return gptoss_error_memory(error, sizeof *model, "the model");
+    atomic_init(&model->references, 1);
+    enum gptoss_status status = create_backend(model, options, error);
+    if (status != GPTOSS_OK)
+        goto cleanup;
+    status = gptoss_checkpoint_open(path, options->read_files, options->poll, options->poll_user,
+                                    &model->checkpoint, error);
+    if (status != GPTOSS_OK)
+        goto cleanup;
+    model->config = gptoss_checkpoint_config(model->checkpoint);
+    model->attention_scale = (float)(1.0 / sqrt((double)model->config->head_dim));
+    status = gptoss_rope_init(&model->rope, model->config, error);
+    if (status != GPTOSS_OK)
+        goto cleanup;
+    status = gptoss_gpt_oss_bind(model->checkpoint, &model->weights, error);
+    if (status != GPTOSS_OK)
+        goto cleanup;
+    *model_out = model;
+    return GPTOSS_OK;
+cleanup:
+    gptoss_model_release(model);
+    return status;
+}
+
+struct gptoss_model *gptoss_model_retain(struct gptoss_model *model) {
+    atomic_fetch_add_explicit(&model->references, 1, memory_order_relaxed);
+    return model;
+}
+
+void gptoss_model_release(struct gptoss_model *model) {
+    if (model == NULL ||
+        atomic_fetch_sub_explicit(&model->references, 1, memory_order_acq_rel) != 1)
+        return;
+    if (model->backend != NULL) {
+        gptoss_workspace_clear(model->backend, &model->workspace);
+        model->backend->operations->release(model->backend);
+    }
+    gptoss_gpt_oss_clear(&model->weights);
+    gptoss_rope_clear(&model->rope);
+    gptoss_checkpoint_release(model->checkpoint);
+    gptoss_free(model);
+}
+
+/* ---- what it is ---- */
+
+const struct gptoss_config *gptoss_model_config(const struct gptoss_model *model) {
+    return model->config;
+}
+const char *gptoss_model_isa(const struct gptoss_model *model) {
+    return model->isa;
+}
+const char *gptoss_model_precision(const struct gptoss_model *model) {
+    (void)model;
+    return "fp32";
+}
+int gptoss_model_num_threads(const struct gptoss_model *model) {
+    return model->num_threads;
+}
+
+size_t gptoss_model_num_tensors(const struct gptoss_model *model) {
+    return gptoss_checkpoint_num_tensors(model->checkpoint);
+}
+const struct gptoss_tensor *gptoss_model_tensor(const struct gptoss_model *model, size_t index) {
+    return gptoss_checkpoint_tensor(model->checkpoint, index);
+}
+const struct gptoss_tensor *gptoss_model_find_tensor(const struct gptoss_model *model,
+                                                     const char *name) {
+    return gptoss_checkpoint_find(model->checkpoint, name);
+}
+
+size_t gptoss_model_num_taps(const struct gptoss_model *model) {
+    return gptoss_final_norm_tap(model->config) + 1;
+}
+void gptoss_model_tap(const struct gptoss_model *model, size_t index, struct gptoss_tap *tap_out) {
+    gptoss_tap_describe(model->config, index, tap_out);
+}
+
+void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_memory *memory_out) {
+    gptoss_checkpoint_memory(model->checkpoint, memory_out);
+    memory_out->heap_bytes += sizeof *model + model->workspace.num_bytes;
+    memory_out->heap_bytes += model->backend->operations->memory(model->backend);
+}
+
+enum gptoss_status gptoss_model_verify(struct gptoss_model *model, gptoss_poll_fn poll, void *user,
+                                       struct gptoss_error *error) {
+    return gptoss_checkpoint_verify(model->checkpoint, poll, user, error);
+}
+
+/* ---- one expert ---- */
+
+static void decode_row(const struct gptoss_weight *weight, int64_t matrix, int64_t row,
+                       float *out) {
+    uint64_t columns = (uint64_t)weight->num_columns;
+    const uint8_t *data = weight->data + (uint64_t)matrix * weight->matrix_bytes;
+    if (weight->dtype == GPTOSS_DTYPE_MXFP4) {
+        const uint8_t *scales = weight->scales + (uint64_t)matrix * weight->scale_matrix_bytes;
+        gptoss_decode_mxfp4(data + (uint64_t)row * columns / 2,
+                            scales + (uint64_t)row * columns / 32, columns / 32, out);
+        return;
+    }
+    size_t element = gptoss_dtype_bytes(weight->dtype);
+    if (!weight->transposed) {
+        gptoss_decode_elements(weight->dtype, data + (uint64_t)row * columns * element, columns,
+                               out);
+        return;
+    }
+    for (uint64_t column = 0; column < columns; ++column)
+        gptoss_decode_elements(
+            weight->dtype, data + (column * (uint64_t)weight->num_rows + (uint64_t)row) * element,
+            1, out + column);
+}
+
+/* Rows first, first + step, ... of one expert, num_rows of them. */
+static void decode_rows(const struct gptoss_weight *weight, int64_t expert, int64_t first,
+                        int64_t step, int64_t num_rows, float *out) {
+    for (int64_t row = 0; out != NULL && row < num_rows; ++row)
+        decode_row(weight, expert, first + row * step, out + row * weight->num_columns);
+}
+
+static void decode_bias(const struct gptoss_vector *bias, int64_t expert, int64_t first,
+                        int64_t step, int64_t num_elements, float *out) {
+    size_t element = gptoss_dtype_bytes(bias->dtype);
+    const uint8_t *data = bias->data + (uint64_t)(expert * bias->num_elements) * element;
+    for (int64_t i = 0; out != NULL && i < num_elements; ++i)
+        gptoss_decode_elements(bias->dtype, data + (uint64_t)(first + i * step) * element, 1,
+                               out + i);
+}
+
+enum gptoss_status gptoss_model_decode_expert(const struct gptoss_model *model, int32_t layer,
+                                              int32_t expert, const struct gptoss_expert_out *out,
+                                              struct gptoss_error *error) {
+    const struct gptoss_config *config = model->config;
+    if (layer < 0 || layer >= config->num_layers || expert < 0 || expert >= config->num_experts) {
+        gptoss_error_set(error, GPTOSS_ERROR_ARGUMENT,
+                         "there is no expert %" PRId32 " in layer %" PRId32
+                         "; the model has %" PRId32 " layers of %" PRId32 " experts",
+                         expert, layer, config->num_layers, config->num_experts);
+        gptoss_error_expected(error, "layer below %" PRId32 ", expert below %" PRId32,
+                              config->num_layers, config->num_experts);
+        gptoss_error_found(error, "layer %" PRId32 ", expert %" PRId32, layer, expert);
+        return GPTOSS_ERROR_ARGUMENT;
+    }
+    const struct gptoss_gpt_oss_layer *weights = &model->weights.layers[layer];
+    int64_t intermediate = config->intermediate_size, hidden = config->hidden_size;
+    decode_rows(&weights->gate_up, expert, 0, 2, intermediate, out->gate);
+    decode_rows(&weights->gate_up, expert, 1, 2, intermediate, out->up);
+    decode_rows(&weights->down, expert, 0, 1, hidden, out->down);
+    decode_bias(&weights->gate_up_bias, expert, 0, 2, intermediate, out->gate_bias);
+    decode_bias(&weights->gate_up_bias, expert, 1, 2, intermediate, out->up_bias);
+    decode_bias(&weights->down_bias, expert, 0, 1, hidden, out->down_bias);
+    return GPTOSS_OK;
+}

@@ -1,0 +1,26 @@
+/* What a model holds. Immutable after gptoss_model_open, but for the back end's own turn-taking and
+ * the workspace, which a pass owns while it has its turn. */
+#ifndef GPTOSS_ENGINE_MODEL_H
+#define GPTOSS_ENGINE_MODEL_H
+
+#include <stdatomic.h>
+
+#include "backend.h"
+#include "checkpoint/checkpoint.h"
+#include "engine/gpt_oss.h"
+#include "engine/rope.h"
+
+struct gptoss_model {
+    atomic_int references;
+    struct gptoss_checkpoint *checkpoint;
+    const struct gptoss_config *config;
+    struct gptoss_backend *backend;
+    const char *isa;
+    int num_threads;
+    struct gptoss_rope rope;
+    float attention_scale; /* 1 / sqrt(head_dim) */
+    struct gptoss_gpt_oss weights;
+    struct gptoss_workspace workspace;
+};
+
+#endif

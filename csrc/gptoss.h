@@ -1,0 +1,292 @@
+/* gptoss: run OpenAI's gpt-oss models. The whole public C API.
+ *
+ * Conventions. Fallible functions return enum gptoss_status and take a nullable struct gptoss_error
+ * that receives the sentence and its parts. Results come last, as *_out; on failure handles are
+ * NULL and other outs are untouched. Objects are made by create/open, shared by retain, given up by
+ * release, which accepts NULL. A model is immutable and may be shared by threads; a generator
+ * belongs to one thread at a time. Callbacks run on the calling thread only.
+ */
+#ifndef GPTOSS_H
+#define GPTOSS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GPTOSS_VERSION "0.1.0"
+#define GPTOSS_MAX_DIMS 4
+#define GPTOSS_MAX_LAYERS 1024
+
+enum gptoss_status {
+    GPTOSS_OK = 0,
+    GPTOSS_ERROR_ARGUMENT = 1, /* the caller's value is out of its range */
+    GPTOSS_ERROR_MEMORY = 2,   /* an allocation or a reservation of address space was refused */
+    GPTOSS_ERROR_IO = 3,       /* a file could not be opened or read; system_errno says why */
+    GPTOSS_ERROR_FORMAT = 4,   /* a file's contents are not what the format demands */
+    GPTOSS_ERROR_UNSUPPORTED =
+        5,                    /* understood, but not available in this build or on this machine */
+    GPTOSS_ERROR_CONTEXT = 6, /* the context is full; limit and requested hold both counts */
+    GPTOSS_ERROR_INTERRUPTED = 7, /* a poll callback asked to stop */
+    GPTOSS_ERROR_NUMERIC = 8,     /* logits are NaN */
+    GPTOSS_ERROR_STATE = 9        /* not possible now, as logits before the first step */
+};
+
+/* One failure. Strings are empty and numbers -1 where they say nothing. */
+struct gptoss_error {
+    enum gptoss_status status;
+    int system_errno;
+    int64_t offset;    /* byte offset in the file */
+    int64_t limit;     /* GPTOSS_ERROR_CONTEXT: positions there are */
+    int64_t requested; /* GPTOSS_ERROR_CONTEXT: positions asked for */
+    char message[1024];
+    char file[512];
+    char tensor[192];
+    char expected[160];
+    char found[160];
+};
+
+/* Storage formats of tensors. Values are part of the ABI and only ever appended. */
+enum gptoss_dtype {
+    GPTOSS_DTYPE_F32 = 0,
+    GPTOSS_DTYPE_F16 = 1,
+    GPTOSS_DTYPE_BF16 = 2,
+    GPTOSS_DTYPE_F64 = 3,
+    GPTOSS_DTYPE_U8 = 4,
+    GPTOSS_DTYPE_I8 = 5,
+    GPTOSS_DTYPE_U16 = 6,
+    GPTOSS_DTYPE_I16 = 7,
+    GPTOSS_DTYPE_U32 = 8,
+    GPTOSS_DTYPE_I32 = 9,
+    GPTOSS_DTYPE_U64 = 10,
+    GPTOSS_DTYPE_I64 = 11,
+    GPTOSS_DTYPE_BOOL = 12,
+    GPTOSS_DTYPE_F8_E4M3 = 13,
+    GPTOSS_DTYPE_F8_E5M2 = 14,
+    GPTOSS_DTYPE_MXFP4 =
+        15 /* codes in 32-element blocks and a separate plane of E8M0 scales; no file dtype */
+};
+
+enum gptoss_rope_scaling { GPTOSS_ROPE_PLAIN = 0, GPTOSS_ROPE_YARN = 1 };
+
+struct gptoss_config {
+    char architecture[32]; /* "gpt_oss" */
+    int32_t num_layers, hidden_size, intermediate_size, vocab_size;
+    int32_t num_heads, num_kv_heads, head_dim;
+    int32_t num_experts, experts_per_token;
+    int32_t sliding_window; /* keys a sliding layer sees, the current one included */
+    int32_t max_positions;
+    bool attention_bias, tied_embeddings;
+    float rms_norm_eps, swiglu_limit, swiglu_alpha;
+    enum gptoss_rope_scaling rope_scaling;
+    double rope_theta, rope_factor, rope_beta_fast, rope_beta_slow;
+    double rope_attention_factor; /* multiplies cosine and sine */
+    int32_t rope_original_positions;
+    bool rope_truncate; /* floor and ceil the YaRN correction range */
+    uint8_t layer_is_sliding[GPTOSS_MAX_LAYERS];
+};
+
+/* One tensor of a checkpoint, in place in its file. Owned by the model. Row-major. */
+struct gptoss_tensor {
+    const char *name;
+    enum gptoss_dtype dtype;
+    int32_t num_dims;
+    int64_t shape[GPTOSS_MAX_DIMS];
+    const void *data;
+    uint64_t num_bytes;
+    const char *file;
+    uint64_t file_offset;
+};
+
+/* Called now and then from long work, on the calling thread, with the work done and the whole of it
+ * (rows, or bytes for verification). Nonzero asks to stop; the call then returns
+ * GPTOSS_ERROR_INTERRUPTED. */
+typedef int (*gptoss_poll_fn)(void *user, uint64_t done, uint64_t total);
+
+const char *gptoss_version(void);
+const char *gptoss_status_name(enum gptoss_status status);
+const char *gptoss_dtype_name(enum gptoss_dtype dtype);
+/* Bytes of one element; 0 for block formats. */
+size_t gptoss_dtype_bytes(enum gptoss_dtype dtype);
+/* Frees memory that a function handed over to its caller. */
+void gptoss_free(void *memory);
+
+/* Test hook: the n-th allocation from now fails (n >= 1), once; 0 switches it off. Returns how many
+ * were counted since the last call. Not for use while other threads allocate. */
+uint64_t gptoss_allocator_fail_at(uint64_t n);
+
+/* ---- what this machine has ---- */
+
+/* Compiled instruction-set levels, best last ("scalar", "scalar_fma", "avx2", "avx512";
+ * "scalar" alone on other architectures than x86-64). */
+size_t gptoss_num_isas(void);
+const char *gptoss_isa_name(size_t index);
+bool gptoss_isa_available(size_t index);
+/* Whether the processor and the operating system have a feature ("fma", "avx2", "avx512f", "f16c",
+ * ...), by index. */
+size_t gptoss_num_cpu_features(void);
+const char *gptoss_cpu_feature(size_t index, bool *available_out);
+/* Processors this process may use now: affinity mask and cgroup quota. */
+int gptoss_usable_cpus(void);
+
+/* ---- model ---- */
+
+struct gptoss_model;
+struct gptoss_model_options {
+    const char *device;    /* NULL or "cpu" */
+    const char *isa;       /* NULL: the best available */
+    const char *precision; /* NULL or "fp32" */
+    int num_threads;       /* 0: gptoss_usable_cpus() */
+    bool read_files;       /* read the weights into memory instead of mapping the files */
+    gptoss_poll_fn poll;   /* only while reading files */
+    void *poll_user;
+};
+
+/* Opens a directory (Hugging Face or original layout) or one .safetensors file with config.json
+ * beside it. */
+enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model_options *options,
+                                     struct gptoss_model **model_out, struct gptoss_error *error);
+struct gptoss_model *gptoss_model_retain(struct gptoss_model *model);
+void gptoss_model_release(struct gptoss_model *model);
+const struct gptoss_config *gptoss_model_config(const struct gptoss_model *model);
+const char *gptoss_model_isa(const struct gptoss_model *model);
+const char *gptoss_model_precision(const struct gptoss_model *model);
+int gptoss_model_num_threads(const struct gptoss_model *model);
+
+size_t gptoss_model_num_tensors(const struct gptoss_model *model);
+const struct gptoss_tensor *gptoss_model_tensor(const struct gptoss_model *model, size_t index);
+/* NULL if there is none of that name. */
+const struct gptoss_tensor *gptoss_model_find_tensor(const struct gptoss_model *model,
+                                                     const char *name);
+
+/* Reads every weight once: MXFP4 scales of 0xFF, NaN and infinite values fail with
+ * GPTOSS_ERROR_FORMAT. */
+enum gptoss_status gptoss_model_verify(struct gptoss_model *model, gptoss_poll_fn poll, void *user,
+                                       struct gptoss_error *error);
+
+/* Decodes one expert to float32, [out][in] row-major with gate and up apart. Any out may be NULL.
+ * gate, up: [intermediate_size][hidden_size]; down: [hidden_size][intermediate_size]; biases: one
+ * per row. */
+struct gptoss_expert_out {
+    float *gate, *up, *down, *gate_bias, *up_bias, *down_bias;
+};
+enum gptoss_status gptoss_model_decode_expert(const struct gptoss_model *model, int32_t layer,
+                                              int32_t expert, const struct gptoss_expert_out *out,
+                                              struct gptoss_error *error);
+
+/* Bytes by category: file bytes mapped, heap held by the model (tables, thread scratch). */
+struct gptoss_model_memory {
+    uint64_t mapped_bytes, read_bytes, heap_bytes;
+};
+void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_memory *memory_out);
+
+/* ---- taps: the named activations a generator can keep ---- */
+
+struct gptoss_tap {
+    char name[64];           /* "layers.3.router_logits" */
+    enum gptoss_dtype dtype; /* F32 or I32 */
+    int32_t num_dims;        /* without the leading row dimension */
+    int64_t shape[GPTOSS_MAX_DIMS - 1];
+};
+size_t gptoss_model_num_taps(const struct gptoss_model *model);
+void gptoss_model_tap(const struct gptoss_model *model, size_t index, struct gptoss_tap *tap_out);
+
+/* ---- generator: one sequence ---- */
+
+struct gptoss_generator;
+struct gptoss_generator_options {
+    int64_t max_context;        /* 0: the model's max_positions */
+    enum gptoss_dtype kv_dtype; /* GPTOSS_DTYPE_F16 or GPTOSS_DTYPE_F32 */
+    int32_t block_size;         /* rows of a prefill block; 0: 512 */
+};
+enum gptoss_status gptoss_generator_create(struct gptoss_model *model,
+                                           const struct gptoss_generator_options *options,
+                                           struct gptoss_generator **generator_out,
+                                           struct gptoss_error *error);
+struct gptoss_generator *gptoss_generator_retain(struct gptoss_generator *generator);
+void gptoss_generator_release(struct gptoss_generator *generator);
+struct gptoss_model *gptoss_generator_model(const struct gptoss_generator *generator);
+
+/* Feeds tokens and leaves the last one's logits. all_logits_out, if not NULL, receives
+ * [num_tokens][vocab_size]. After GPTOSS_ERROR_INTERRUPTED the generator stands after its last
+ * completed block. */
+enum gptoss_status gptoss_generator_prefill(struct gptoss_generator *generator,
+                                            const int32_t *tokens, size_t num_tokens,
+                                            float *all_logits_out, gptoss_poll_fn poll, void *user,
+                                            struct gptoss_error *error);
+/* [vocab_size], one address for the generator's life. */
+const float *gptoss_generator_logits(const struct gptoss_generator *generator);
+/* Whether the logits belong to the current position. */
+bool gptoss_generator_has_logits(const struct gptoss_generator *generator);
+int64_t gptoss_generator_position(const struct gptoss_generator *generator);
+int64_t gptoss_generator_max_context(const struct gptoss_generator *generator);
+enum gptoss_dtype gptoss_generator_kv_dtype(const struct gptoss_generator *generator);
+/* The tokens at positions 0 .. position-1; valid until the next call that changes the generator. */
+const int32_t *gptoss_generator_tokens(const struct gptoss_generator *generator);
+
+/* Keys and values of a layer. Element (head, position, d) lies at data + head * head_stride_bytes +
+ * position * row_bytes + d * element; only positions first_position .. end_position-1 are held.
+ * Addresses never move. */
+struct gptoss_kv_view {
+    const void *keys, *values;
+    int64_t first_position, end_position;
+    uint64_t head_stride_bytes, row_bytes;
+};
+enum gptoss_status gptoss_generator_kv(const struct gptoss_generator *generator, int32_t layer,
+                                       struct gptoss_kv_view *view_out, struct gptoss_error *error);
+/* Bytes of cache address space reserved and of pages holding rows. */
+void gptoss_generator_memory(const struct gptoss_generator *generator, uint64_t *reserved_bytes_out,
+                             uint64_t *held_bytes_out);
+
+/* Back to an earlier position; rows that were given up are computed again (same bits), hence the
+ * poll. */
+enum gptoss_status gptoss_generator_rewind(struct gptoss_generator *generator, int64_t position,
+                                           gptoss_poll_fn poll, void *user,
+                                           struct gptoss_error *error);
+void gptoss_generator_reset(struct gptoss_generator *generator);
+/* An independent copy: tokens, cache, logits; not the captured taps. */
+enum gptoss_status gptoss_generator_fork(const struct gptoss_generator *generator,
+                                         struct gptoss_generator **generator_out,
+                                         struct gptoss_error *error);
+
+/* Which taps to keep from the next call on: mask[gptoss_model_num_taps], or NULL for none. */
+enum gptoss_status gptoss_generator_capture(struct gptoss_generator *generator, const uint8_t *mask,
+                                            struct gptoss_error *error);
+/* Hands over what the last call kept of a tap: [rows_out] rows in memory for gptoss_free, or NULL.
+ */
+void *gptoss_generator_take_tap(struct gptoss_generator *generator, size_t tap, int64_t *rows_out);
+
+/* ---- sampling ---- */
+
+struct gptoss_sampling {
+    float temperature;                                             /* 0: greedy */
+    int32_t top_k;                                                 /* 0: off */
+    float top_p;                                                   /* 1: off */
+    float min_p;                                                   /* 0: off */
+    float repetition_penalty, frequency_penalty, presence_penalty; /* 1, 0, 0: off */
+    uint64_t seed;
+    const int32_t *bias_tokens; /* logit bias, num_biases pairs */
+    const float *bias_values;
+    size_t num_biases;
+};
+/* Draws a token for the position after num_history tokens: a function of logits, options, history,
+ * seed and num_history alone. Steps in order: bias, penalties, temperature, top-k, top-p, min-p,
+ * draw. logprob_out (nullable): log-softmax of the unchanged logits at the token.
+ * GPTOSS_ERROR_NUMERIC if any logit is NaN. */
+enum gptoss_status gptoss_sample(const float *logits, size_t vocab_size,
+                                 const struct gptoss_sampling *sampling, const int32_t *history,
+                                 size_t num_history, int32_t *token_out, float *logprob_out,
+                                 struct gptoss_error *error);
+/* The k tokens of highest log-probability, ties by lowest id. */
+enum gptoss_status gptoss_top_logprobs(const float *logits, size_t vocab_size, size_t k,
+                                       int32_t *tokens_out, float *logprobs_out,
+                                       struct gptoss_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,91 @@
+#include "numeric/dtype.h"
+
+#include <assert.h>
+
+static const struct {
+    const char *name;
+    uint8_t num_bytes;
+} dtypes[] = {
+    [GPTOSS_DTYPE_F32] = {"F32", 4},         [GPTOSS_DTYPE_F16] = {"F16", 2},
+    [GPTOSS_DTYPE_BF16] = {"BF16", 2},       [GPTOSS_DTYPE_F64] = {"F64", 8},
+    [GPTOSS_DTYPE_U8] = {"U8", 1},           [GPTOSS_DTYPE_I8] = {"I8", 1},
+    [GPTOSS_DTYPE_U16] = {"U16", 2},         [GPTOSS_DTYPE_I16] = {"I16", 2},
+    [GPTOSS_DTYPE_U32] = {"U32", 4},         [GPTOSS_DTYPE_I32] = {"I32", 4},
+    [GPTOSS_DTYPE_U64] = {"U64", 8},         [GPTOSS_DTYPE_I64] = {"I64", 8},
+    [GPTOSS_DTYPE_BOOL] = {"BOOL", 1},       [GPTOSS_DTYPE_F8_E4M3] = {"F8_E4M3", 1},
+    [GPTOSS_DTYPE_F8_E5M2] = {"F8_E5M2", 1}, [GPTOSS_DTYPE_MXFP4] = {"MXFP4", 0},
+};
+
+const char *gptoss_dtype_name(enum gptoss_dtype dtype) {
+    return (size_t)dtype < sizeof dtypes / sizeof dtypes[0] ? dtypes[dtype].name : "unknown";
+}
+
+size_t gptoss_dtype_bytes(enum gptoss_dtype dtype) {
+    return (size_t)dtype < sizeof dtypes / sizeof dtypes[0] ? dtypes[dtype].num_bytes : 0;
+}
+
+const float gptoss_e2m1_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
+                                      -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+
+float gptoss_float_from_f16(uint16_t bits) {
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16;
+    uint32_t exponent = bits >> 10 & 0x1F, mantissa = bits & 0x3FF;
+    if (exponent == 0x1F)
+        return gptoss_float_from_bits(sign | 0x7F800000u | mantissa << 13);
+    if (exponent != 0)
+        return gptoss_float_from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
+    float magnitude = (float)mantissa * 0x1p-24f;
+    return gptoss_float_from_bits(sign | gptoss_bits_from_float(magnitude));
+}
+
+uint16_t gptoss_f16_from_float(float value) {
+    uint32_t bits = gptoss_bits_from_float(value);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    uint32_t magnitude = bits & 0x7FFFFFFF;
+    if (magnitude > 0x7F800000u)
+        return sign | 0x7E00 | (magnitude >> 13 & 0x3FF);
+    if (magnitude >= 0x477FF000u)
+        return sign | 0x7C00;
+    if (magnitude < 0x38800000u) {
+        /* Subnormal in f16: adding 0.5 aligns the mantissa so that the FPU's own rounding is the
+         * one wanted. */
+        float aligned = gptoss_float_from_bits(magnitude) + 0.5f;
+        return sign | (uint16_t)(gptoss_bits_from_float(aligned) - 0x3F000000u);
+    }
+    uint32_t rounded = magnitude + 0xFFF + (magnitude >> 13 & 1);
+    return sign | (uint16_t)((rounded - 0x38000000u) >> 13);
+}
+
+void gptoss_decode_elements(enum gptoss_dtype dtype, const void *elements, size_t num_elements,
+                            float *out) {
+    const uint8_t *bytes = elements;
+    switch (dtype) {
+    case GPTOSS_DTYPE_F32: memcpy(out, elements, num_elements * 4); break;
+    case GPTOSS_DTYPE_BF16:
+        for (size_t i = 0; i < num_elements; ++i) {
+            uint16_t bits;
+            memcpy(&bits, bytes + 2 * i, 2);
+            out[i] = gptoss_float_from_bf16(bits);
+        }
+        break;
+    case GPTOSS_DTYPE_F16:
+        for (size_t i = 0; i < num_elements; ++i) {
+            uint16_t bits;
+            memcpy(&bits, bytes + 2 * i, 2);
+            out[i] = gptoss_float_from_f16(bits);
+        }
+        break;
+    default: assert(!"not an element format");
+    }
+}
+
+void gptoss_decode_mxfp4(const uint8_t *blocks, const uint8_t *scales, size_t num_blocks,
+                         float *out) {
+    for (size_t b = 0; b < num_blocks; ++b) {
+        float scale = gptoss_float_from_e8m0(scales[b]);
+        for (size_t k = 0; k < 16; ++k) {
+            out[32 * b + 2 * k] = gptoss_e2m1_values[blocks[16 * b + k] & 15] * scale;
+            out[32 * b + 2 * k + 1] = gptoss_e2m1_values[blocks[16 * b + k] >> 4] * scale;
+        }
+    }
+}

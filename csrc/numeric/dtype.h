@@ -1,0 +1,47 @@
+/* Storage formats: names, sizes, and decoding to float32, the truth that every kernel is tested
+ * against. */
+#ifndef GPTOSS_NUMERIC_DTYPE_H
+#define GPTOSS_NUMERIC_DTYPE_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "gptoss.h"
+
+static inline float gptoss_float_from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+static inline uint32_t gptoss_bits_from_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+static inline float gptoss_float_from_bf16(uint16_t bits) {
+    return gptoss_float_from_bits((uint32_t)bits << 16);
+}
+
+/* IEEE binary16, exact. */
+float gptoss_float_from_f16(uint16_t bits);
+/* Round to nearest even; beyond 65504 to infinity; NaN stays NaN. The value every ISA's conversion
+ * gives. */
+uint16_t gptoss_f16_from_float(float value);
+
+/* OCP MX v1.0 E8M0: 2^(byte-127); 0 is 2^-127 (a subnormal), 0xFF is NaN. */
+static inline float gptoss_float_from_e8m0(uint8_t byte) {
+    return gptoss_float_from_bits(byte == 0xFF ? 0x7FC00000u
+                                  : byte == 0  ? 0x00400000u
+                                               : (uint32_t)byte << 23);
+}
+/* OCP MX v1.0 E2M1, codes 0..15; 8 is -0. */
+extern const float gptoss_e2m1_values[16];
+
+/* Elements of F32, F16 or BF16 to float32, exact. */
+void gptoss_decode_elements(enum gptoss_dtype dtype, const void *elements, size_t num_elements,
+                            float *out);
+/* MXFP4 as Hugging Face stores it: 16 bytes a block, low nibble first; one scale byte a block. */
+void gptoss_decode_mxfp4(const uint8_t *blocks, const uint8_t *scales, size_t num_blocks,
+                         float *out);
+
+#endif

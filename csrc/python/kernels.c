@@ -1,0 +1,347 @@
+/* The kernels as private functions of _core, for tests, benchmarks and the self-test: the list of
+ * all of them and the matrix products. Arrays are contiguous buffers, float32 unless said
+ * otherwise, and checked so far that no kernel reads or writes outside them. A matrix is a tuple
+ * (layout, num_columns, row_bytes, scale_row_bytes, data, scales) with bytes for data and scales
+ * (empty where the layout has none). */
+#include <string.h>
+
+#include "cpu/kernels.h"
+#include "cpu/machine_limits.h"
+#include "platform/allocator.h"
+#include "python/binding.h"
+
+/* kernels_attention.c */
+int gptoss_python_add_attention_kernels(PyObject *module);
+
+static const char *const layout_names[GPTOSS_NUM_LAYOUTS] = {
+    [GPTOSS_LAYOUT_F32] = "f32",
+    [GPTOSS_LAYOUT_F16] = "f16",
+    [GPTOSS_LAYOUT_BF16] = "bf16",
+    [GPTOSS_LAYOUT_F32_TRANSPOSED] = "f32_transposed",
+    [GPTOSS_LAYOUT_F16_TRANSPOSED] = "f16_transposed",
+    [GPTOSS_LAYOUT_BF16_TRANSPOSED] = "bf16_transposed",
+    [GPTOSS_LAYOUT_MXFP4] = "mxfp4",
+};
+
+/* ---- the list ---- */
+
+static const char *const other_operations[] = {
+    "multiply_panel_unscaled",
+    "multiply_panel_scaled",
+    "attention_tile_f32",
+    "attention_tile_f16",
+    "attention_merge",
+    "rms_norm",
+    "rope",
+    "swiglu",
+    "add",
+    "multiply_add",
+    "divide",
+    "convert_f32_f16",
+};
+
+/* Steals operation. */
+static bool append_kernel(PyObject *list, size_t isa, PyObject *operation) {
+    if (operation == NULL)
+        return false;
+    PyObject *item = Py_BuildValue("{s:N,s:O,s:s,s:O}", "name",
+                                   PyUnicode_FromFormat("%U_%s", operation, gptoss_isa_name(isa)),
+                                   "operation", operation, "isa", gptoss_isa_name(isa), "available",
+                                   gptoss_isa_available(isa) ? Py_True : Py_False);
+    bool done = item != NULL && PyList_Append(list, item) == 0;
+    Py_XDECREF(item);
+    Py_DECREF(operation);
+    return done;
+}
+
+static bool append_level(PyObject *list, size_t isa) {
+    for (int layout = 0; layout < GPTOSS_NUM_LAYOUTS; ++layout)
+        if (!append_kernel(list, isa, PyUnicode_FromFormat("matvec_%s", layout_names[layout])) ||
+            !append_kernel(list, isa,
+                           PyUnicode_FromFormat("expand_panel_%s", layout_names[layout])))
+            return false;
+    for (size_t i = 0; i < sizeof other_operations / sizeof other_operations[0]; ++i)
+        if (!append_kernel(list, isa, PyUnicode_FromString(other_operations[i])))
+            return false;
+    return true;
+}
+
+/* kernels() -> [{"name", "operation", "isa", "available"}, ...]: every kernel compiled in,
+ * instruction sets worst first. */
+static PyObject *list_kernels(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    PyObject *list = PyList_New(0);
+    for (size_t isa = 0; list != NULL && isa < gptoss_num_isas(); ++isa)
+        if (!append_level(list, isa))
+            Py_CLEAR(list);
+    return list;
+}
+
+/* ---- arguments ---- */
+
+enum { MAX_COUNT = 1 << 30 }; /* of rows and columns, so that no product of sizes overflows */
+
+static const struct gptoss_kernels *select_kernels(const char *isa) {
+    const struct gptoss_kernels *kernels = gptoss_kernels_select(isa);
+    if (kernels == NULL)
+        gptoss_python_raise_as("UnsupportedError", "no kernels for %s on this machine", isa);
+    return kernels;
+}
+
+static bool check(bool holds, const char *what) {
+    if (!holds)
+        gptoss_python_raise_as("ArgumentError", "%s", what);
+    return holds;
+}
+
+static bool holds_floats(const Py_buffer *buffer, int64_t num_floats) {
+    return check((uintptr_t)buffer->buf % sizeof(float) == 0 &&
+                     buffer->len / (int64_t)sizeof(float) >= num_floats,
+                 "a float array is too short, or not aligned to 4 bytes");
+}
+
+static int64_t element_bytes(enum gptoss_layout layout) {
+    return layout == GPTOSS_LAYOUT_F32 || layout == GPTOSS_LAYOUT_F32_TRANSPOSED ? 4 : 2;
+}
+
+/* Bytes from the first to the last that the rows before end_row reach, in data and in scales. */
+static void matrix_extent(const struct gptoss_matrix *matrix, int64_t end_row, int64_t *data_out,
+                          int64_t *scales_out) {
+    int64_t columns = matrix->num_columns;
+    *scales_out = 0;
+    switch (matrix->layout) {
+    case GPTOSS_LAYOUT_MXFP4:
+        *data_out = (end_row - 1) * matrix->row_bytes + columns / 2;
+        *scales_out = (end_row - 1) * matrix->scale_row_bytes + columns / 32;
+        break;
+    case GPTOSS_LAYOUT_F32_TRANSPOSED:
+    case GPTOSS_LAYOUT_F16_TRANSPOSED:
+    case GPTOSS_LAYOUT_BF16_TRANSPOSED:
+        *data_out = (columns - 1) * matrix->row_bytes + end_row * element_bytes(matrix->layout);
+        break;
+    default:
+        *data_out = (end_row - 1) * matrix->row_bytes + columns * element_bytes(matrix->layout);
+    }
+}
+
+/* A matrix and the rows of it that a kernel is to work on. */
+struct rows {
+    struct gptoss_matrix matrix;
+    int64_t first_row, num_rows;
+    Py_buffer data, scales;
+};
+
+static void release_rows(struct rows *rows) {
+    PyBuffer_Release(&rows->data);
+    PyBuffer_Release(&rows->scales);
+}
+
+static bool check_rows(struct rows *rows, const char *layout) {
+    struct gptoss_matrix *matrix = &rows->matrix;
+    int64_t data_bytes, scale_bytes;
+    int found = 0;
+    while (found < GPTOSS_NUM_LAYOUTS && strcmp(layout_names[found], layout) != 0)
+        ++found;
+    if (!check(found < GPTOSS_NUM_LAYOUTS, "no such layout"))
+        return false;
+    matrix->layout = (enum gptoss_layout)found;
+    matrix->num_rows = rows->first_row + rows->num_rows;
+    matrix->data = rows->data.buf;
+    matrix->scales = rows->scales.buf;
+    bool sane = matrix->num_columns >= 1 && matrix->num_columns < MAX_COUNT &&
+                matrix->row_bytes >= 0 && matrix->row_bytes < MAX_COUNT &&
+                matrix->scale_row_bytes >= 0 && matrix->scale_row_bytes < MAX_COUNT &&
+                rows->first_row >= 0 && rows->first_row < MAX_COUNT && rows->num_rows >= 1 &&
+                rows->num_rows < MAX_COUNT;
+    if (!check(sane && (matrix->layout != GPTOSS_LAYOUT_MXFP4 || matrix->num_columns % 32 == 0),
+               "sizes out of range"))
+        return false;
+    matrix_extent(matrix, matrix->num_rows, &data_bytes, &scale_bytes);
+    return check(rows->data.len >= data_bytes && rows->scales.len >= scale_bytes,
+                 "the matrix is larger than its memory");
+}
+
+/* tuple: the matrix. On failure nothing is held. */
+static bool parse_rows(PyObject *tuple, long long first_row, long long num_rows,
+                       struct rows *rows) {
+    const char *layout;
+    long long num_columns, row_bytes, scale_row_bytes;
+    memset(rows, 0, sizeof *rows);
+    if (!PyArg_ParseTuple(tuple, "sLLLy*y*:matrix", &layout, &num_columns, &row_bytes,
+                          &scale_row_bytes, &rows->data, &rows->scales))
+        return false;
+    rows->matrix.num_columns = num_columns;
+    rows->matrix.row_bytes = row_bytes;
+    rows->matrix.scale_row_bytes = scale_row_bytes;
+    rows->first_row = first_row;
+    rows->num_rows = num_rows;
+    if (check_rows(rows, layout))
+        return true;
+    release_rows(rows);
+    return false;
+}
+
+/* ---- the products ---- */
+
+/* kernel_matvec(isa, matrix, first_row, num_rows, x_lanes, out [num_rows]). */
+static PyObject *matvec(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *isa;
+    PyObject *tuple;
+    long long first_row, num_rows;
+    Py_buffer x, out;
+    struct rows rows;
+    if (!PyArg_ParseTuple(arguments, "sO!LLy*w*:kernel_matvec", &isa, &PyTuple_Type, &tuple,
+                          &first_row, &num_rows, &x, &out))
+        return NULL;
+    bool done = false;
+    const struct gptoss_kernels *kernels = select_kernels(isa);
+    if (kernels != NULL && parse_rows(tuple, first_row, num_rows, &rows)) {
+        const struct gptoss_matrix *matrix = &rows.matrix;
+        int per_lane = gptoss_layout_per_lane(matrix->layout);
+        int64_t num_inputs =
+            gptoss_num_groups(matrix->num_columns, per_lane) * per_lane * GPTOSS_LANES;
+        done = holds_floats(&x, num_inputs) && holds_floats(&out, num_rows);
+        if (done) {
+            Py_BEGIN_ALLOW_THREADS kernels->matvec[matrix->layout](matrix, first_row, num_rows,
+                                                                   x.buf, out.buf);
+            Py_END_ALLOW_THREADS
+        }
+        release_rows(&rows);
+    }
+    PyBuffer_Release(&x);
+    PyBuffer_Release(&out);
+    return done ? Py_NewRef(Py_None) : NULL;
+}
+
+/* kernel_expand_panel(isa, matrix, first_row, num_rows <= 32, values_out, scales_out): shapes as in
+ * cpu/kernels.h. */
+static PyObject *expand_panel(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *isa;
+    PyObject *tuple;
+    long long first_row, num_rows;
+    Py_buffer values, scales;
+    struct rows rows;
+    if (!PyArg_ParseTuple(arguments, "sO!LLw*w*:kernel_expand_panel", &isa, &PyTuple_Type, &tuple,
+                          &first_row, &num_rows, &values, &scales))
+        return NULL;
+    bool done = false;
+    const struct gptoss_kernels *kernels = select_kernels(isa);
+    if (kernels != NULL && parse_rows(tuple, first_row, num_rows, &rows)) {
+        const struct gptoss_matrix *matrix = &rows.matrix;
+        int per_lane = gptoss_layout_per_lane(matrix->layout);
+        bool is_scaled = gptoss_layout_is_scaled(matrix->layout);
+        struct gptoss_panel panel = {matrix->num_columns, per_lane, values.buf,
+                                     is_scaled ? scales.buf : NULL};
+        done = check(num_rows <= GPTOSS_PANEL_ROWS, "a panel has 32 rows") &&
+               holds_floats(&values, gptoss_panel_num_values(matrix->num_columns, per_lane)) &&
+               (!is_scaled ||
+                holds_floats(&scales, gptoss_panel_num_scales(matrix->num_columns, per_lane)));
+        if (done) {
+            Py_BEGIN_ALLOW_THREADS kernels->expand_panel[matrix->layout](matrix, first_row,
+                                                                         num_rows, &panel);
+            Py_END_ALLOW_THREADS
+        }
+        release_rows(&rows);
+    }
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&scales);
+    return done ? Py_NewRef(Py_None) : NULL;
+}
+
+static bool run_multiply_panel(const char *isa, struct gptoss_panel *panel, const Py_buffer *values,
+                               const Py_buffer *scales, const Py_buffer *x_tiles,
+                               long long num_tiles, const Py_buffer *out) {
+    const struct gptoss_kernels *kernels = select_kernels(isa);
+    int64_t tile_out = GPTOSS_TILE_TOKENS * GPTOSS_PANEL_ROWS;
+    if (kernels == NULL || !check(panel->num_columns >= 1 && panel->num_columns < MAX_COUNT &&
+                                      num_tiles >= 1 && num_tiles <= GPTOSS_MAX_TILES,
+                                  "sizes out of range"))
+        return false;
+    int64_t num_values = gptoss_panel_num_values(panel->num_columns, panel->per_lane);
+    bool is_scaled = panel->scales != NULL;
+    if (!holds_floats(values, num_values) || !holds_floats(out, num_tiles * tile_out) ||
+        !holds_floats(x_tiles, num_tiles * (num_values / GPTOSS_PANEL_ROWS) * GPTOSS_TILE_TOKENS) ||
+        (is_scaled &&
+         !holds_floats(scales, gptoss_panel_num_scales(panel->num_columns, panel->per_lane))))
+        return false;
+    float *scratch = gptoss_allocate(GPTOSS_MULTIPLY_SCRATCH, sizeof(float));
+    if (scratch == NULL) {
+        PyErr_NoMemory();
+        return false;
+    }
+    gptoss_multiply_panel_fn *multiply =
+        is_scaled ? kernels->multiply_panel_scaled : kernels->multiply_panel_unscaled;
+    Py_BEGIN_ALLOW_THREADS multiply(panel, x_tiles->buf, num_tiles, out->buf, scratch);
+    Py_END_ALLOW_THREADS gptoss_free(scratch);
+    return true;
+}
+
+/* kernel_multiply_panel(isa, num_columns, values, scales, x_tiles, num_tiles, out): scales empty:
+ * unscaled. */
+static PyObject *multiply_panel(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *isa;
+    long long num_columns, num_tiles;
+    Py_buffer values, scales, x_tiles, out;
+    if (!PyArg_ParseTuple(arguments, "sLy*y*y*Lw*:kernel_multiply_panel", &isa, &num_columns,
+                          &values, &scales, &x_tiles, &num_tiles, &out))
+        return NULL;
+    enum gptoss_layout layout = scales.len > 0 ? GPTOSS_LAYOUT_MXFP4 : GPTOSS_LAYOUT_F32;
+    struct gptoss_panel panel = {num_columns, gptoss_layout_per_lane(layout), values.buf,
+                                 scales.len > 0 ? scales.buf : NULL};
+    bool done = run_multiply_panel(isa, &panel, &values, &scales, &x_tiles, num_tiles, &out);
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&scales);
+    PyBuffer_Release(&x_tiles);
+    PyBuffer_Release(&out);
+    return done ? Py_NewRef(Py_None) : NULL;
+}
+
+/* ---- the machine's limits ---- */
+
+/* measure_fma(isa, num_rounds) -> floating-point operations done. */
+static PyObject *measure_fma(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *isa;
+    long long num_rounds;
+    if (!PyArg_ParseTuple(arguments, "sL:measure_fma", &isa, &num_rounds) ||
+        select_kernels(isa) == NULL)
+        return NULL;
+    int64_t num_operations;
+    Py_BEGIN_ALLOW_THREADS num_operations = gptoss_measure_fma(isa, num_rounds);
+    Py_END_ALLOW_THREADS return PyLong_FromLongLong(num_operations);
+}
+
+/* measure_read(isa, buffer): reads it once. */
+static PyObject *measure_read(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *isa;
+    Py_buffer memory;
+    if (!PyArg_ParseTuple(arguments, "sy*:measure_read", &isa, &memory))
+        return NULL;
+    bool done = select_kernels(isa) != NULL;
+    if (done) {
+        Py_BEGIN_ALLOW_THREADS gptoss_measure_read(isa, memory.buf, (size_t)memory.len);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&memory);
+    return done ? Py_NewRef(Py_None) : NULL;
+}
+
+static PyMethodDef functions[] = {
+    {"kernels", list_kernels, METH_NOARGS, NULL},
+    {"kernel_matvec", matvec, METH_VARARGS, NULL},
+    {"kernel_expand_panel", expand_panel, METH_VARARGS, NULL},
+    {"kernel_multiply_panel", multiply_panel, METH_VARARGS, NULL},
+    {"measure_fma", measure_fma, METH_VARARGS, NULL},
+    {"measure_read", measure_read, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+int gptoss_python_add_kernels(PyObject *module) {
+    if (PyModule_AddFunctions(module, functions) != 0)
+        return -1;
+    return gptoss_python_add_attention_kernels(module);
+}

@@ -1,0 +1,122 @@
+/* gptoss._core: the module itself and what needs no model. */
+#include "python/binding.h"
+
+static PyObject *version(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyUnicode_FromString(gptoss_version());
+}
+
+/* isas() -> [(name, available), ...], best last. */
+static PyObject *isas(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    size_t count = gptoss_num_isas();
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list != NULL && i < count; i++) {
+        PyObject *item =
+            Py_BuildValue("(sO)", gptoss_isa_name(i), gptoss_isa_available(i) ? Py_True : Py_False);
+        if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) != 0)
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+static PyObject *cpu_features(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    size_t count = gptoss_num_cpu_features();
+    PyObject *features = PyDict_New();
+    for (size_t i = 0; features != NULL && i < count; i++) {
+        bool available = false;
+        const char *name = gptoss_cpu_feature(i, &available);
+        if (PyDict_SetItemString(features, name, available ? Py_True : Py_False) != 0)
+            Py_CLEAR(features);
+    }
+    return features;
+}
+
+static PyObject *usable_cpus(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromLong(gptoss_usable_cpus());
+}
+
+static PyObject *fail_allocation(PyObject *module, PyObject *argument) {
+    (void)module;
+    unsigned long long n = PyLong_AsUnsignedLongLong(argument);
+    if (n == (unsigned long long)-1 && PyErr_Occurred())
+        return NULL;
+    return PyLong_FromUnsignedLongLong(gptoss_allocator_fail_at(n));
+}
+
+static PyMethodDef functions[] = {
+    {"version", version, METH_NOARGS, NULL},
+    {"isas", isas, METH_NOARGS, NULL},
+    {"cpu_features", cpu_features, METH_NOARGS, NULL},
+    {"usable_cpus", usable_cpus, METH_NOARGS, NULL},
+    {"fail_allocation", fail_allocation, METH_O, NULL},
+    {"sample", gptoss_python_sample, METH_VARARGS, NULL},
+    {"top_logprobs", gptoss_python_top_logprobs, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec) {
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type != NULL && PyModule_AddType(module, (PyTypeObject *)type) != 0)
+        Py_CLEAR(type);
+    return (PyTypeObject *)type;
+}
+
+static int execute(PyObject *module) {
+    struct gptoss_python_state *state = PyModule_GetState(module);
+    state->array_view_type = add_type(module, &gptoss_python_array_view_spec);
+    if (state->array_view_type == NULL)
+        return -1;
+    state->model_type = add_type(module, &gptoss_python_model_spec);
+    if (state->model_type == NULL)
+        return -1;
+    state->generator_type = add_type(module, &gptoss_python_generator_spec);
+    if (state->generator_type == NULL)
+        return -1;
+    return gptoss_python_add_kernels(module);
+}
+
+static int traverse(PyObject *module, visitproc visit, void *arg) {
+    struct gptoss_python_state *state = PyModule_GetState(module);
+    Py_VISIT(state->array_view_type);
+    Py_VISIT(state->model_type);
+    Py_VISIT(state->generator_type);
+    return 0;
+}
+
+static int clear(PyObject *module) {
+    struct gptoss_python_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->array_view_type);
+    Py_CLEAR(state->model_type);
+    Py_CLEAR(state->generator_type);
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, execute},
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "gptoss._core",
+    .m_doc = "The engine, as gptoss wraps it. Not a public interface.",
+    .m_size = sizeof(struct gptoss_python_state),
+    .m_methods = functions,
+    .m_slots = slots,
+    .m_traverse = traverse,
+    .m_clear = clear,
+};
+
+PyMODINIT_FUNC PyInit__core(void);
+PyMODINIT_FUNC PyInit__core(void) {
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,61 @@
+"""gpt-oss models with every tensor in reach: NumPy views of the weights, the cache, the logits and
+the activations.
+
+    model = gptoss.Model("demo")
+    gen = gptoss.Generator(model)
+    for out in gen.generate("Once upon a time", max_tokens=64):
+        print(out.text, end="")
+"""
+
+from gptoss import _core
+from gptoss.chat import Chat, Reply, ToolCall
+from gptoss.errors import (
+    ArgumentError,
+    ContextError,
+    Error,
+    FileError,
+    FormatError,
+    InUseError,
+    NotFoundError,
+    NumericError,
+    OutOfMemoryError,
+    StateError,
+    UnsupportedError,
+)
+from gptoss.generation import Generation, Output, TokenLogprob
+from gptoss.generator import Generator
+from gptoss.model import Config, Expert, Model, TensorInfo
+from gptoss.sampling import Draw, Sampling
+from gptoss.token_generator import TokenGenerator
+from gptoss.tokenizer import Tokenizer
+
+__version__ = _core.version()
+
+__all__ = [
+    "ArgumentError",
+    "Chat",
+    "Config",
+    "ContextError",
+    "Draw",
+    "Error",
+    "Expert",
+    "FileError",
+    "FormatError",
+    "Generation",
+    "Generator",
+    "InUseError",
+    "Model",
+    "NotFoundError",
+    "NumericError",
+    "OutOfMemoryError",
+    "Output",
+    "Reply",
+    "Sampling",
+    "StateError",
+    "TensorInfo",
+    "TokenGenerator",
+    "TokenLogprob",
+    "Tokenizer",
+    "ToolCall",
+    "UnsupportedError",
+]

@@ -1,0 +1,272 @@
+"""`gptoss inspect`: what a checkpoint holds and what it needs, without running it."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import gptoss
+from gptoss.cli import console, options
+from gptoss.model import Config, TensorInfo
+
+EXAMPLES = (
+    "gptoss inspect",
+    "gptoss inspect ~/models/gpt-oss-20b --context 32768",
+    "gptoss inspect demo --tensors",
+    "gptoss inspect ~/models/gpt-oss-20b --check",
+)
+
+# Rows of a prefill block, and rows that a sliding layer keeps beyond its window.
+_BLOCK_ROWS = 512
+
+# First match wins; both spellings of the released checkpoints.
+_CATEGORIES = (
+    ("experts", r"\.mlp\.experts\.|\.mlp\.mlp[12]_"),
+    ("router", r"\.mlp\.(router|gate)\."),
+    ("attention", r"\.self_attn\.|\.attn\.(qkv|out|sinks)"),
+    ("norms", r"norm"),
+    ("embedding", r"^(model\.embed_tokens|embedding)\."),
+    ("unembedding", r"^(lm_head|unembedding)\."),
+    ("other", r""),
+)
+
+_KV_BYTES = {"f16": 2, "f32": 4}
+
+
+def category_of(name: str) -> str:
+    """'model.layers.3.mlp.router.weight' -> 'router'."""
+    return next(category for category, pattern in _CATEGORIES if re.search(pattern, name))
+
+
+def parameters_of(info: TensorInfo) -> int:
+    """Weights that a tensor holds: two per byte of MXFP4 codes, none in a plane of scales."""
+    count = math.prod(info.shape)
+    if re.search(r"[._]scales$", info.name):
+        return 0
+    return 2 * count if re.search(r"[._]blocks$", info.name) else count
+
+
+def kv_bytes(config: Config, context: int, dtype: str) -> int:
+    """Bytes of keys and values at `context` positions; sliding layers hold their window."""
+    window = min(context, config.sliding_window + _BLOCK_ROWS)
+    rows = sum(window if kind == "sliding_attention" else context for kind in config.layer_types)
+    return 2 * rows * config.num_kv_heads * config.head_dim * _KV_BYTES[dtype]
+
+
+def activation_bytes(config: Config, rows: int) -> int:
+    """Bytes of the float32 activations of one block of `rows` rows, and the logits of one."""
+    queries = config.num_heads * config.head_dim
+    keys = config.num_kv_heads * config.head_dim
+    chosen = config.experts_per_token
+    attention = 2 * queries + 2 * keys
+    experts = config.num_experts + chosen * (config.intermediate_size + config.hidden_size + 2)
+    return 4 * (rows * (3 * config.hidden_size + attention + experts) + config.vocab_size)
+
+
+@dataclasses.dataclass
+class Group:
+    """Tensors of one name but for the layer number, of one dtype and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    count: int = 0
+    num_bytes: int = 0
+
+
+def group_tensors(tensors: Iterable[dict[str, Any]]) -> list[Group]:
+    """Tensors of all layers folded to one line each, in the order of first appearance."""
+    groups: dict[tuple[str, str, tuple[int, ...]], Group] = {}
+    for tensor in tensors:
+        name = re.sub(r"\.\d+\.", ".N.", tensor["name"], count=1)
+        key = (name, tensor["dtype"], tuple(tensor["shape"]))
+        group = groups.setdefault(key, Group(*key))
+        group.count += 1
+        group.num_bytes += tensor["bytes"]
+    return list(groups.values())
+
+
+def _by_layer(info: TensorInfo) -> list[int | str]:
+    """Sort key that puts layer 10 after layer 9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", info.name)]
+
+
+def describe(model: gptoss.Model, context: int) -> dict[str, Any]:
+    """Everything `inspect` shows, as JSON types."""
+    config = model.config
+    infos = sorted((model.tensor_info(name) for name in model.tensors), key=_by_layer)
+    categories = {name: {"tensors": 0, "parameters": 0, "bytes": 0} for name, _ in _CATEGORIES}
+    for info in infos:
+        total = categories[category_of(info.name)]
+        total["tensors"] += 1
+        total["parameters"] += parameters_of(info)
+        total["bytes"] += info.num_bytes
+    total_parameters = sum(total["parameters"] for total in categories.values())
+    experts = categories["experts"]
+    idle = experts["parameters"] * (1 - config.experts_per_token / config.num_experts)
+    weights = sum(info.num_bytes for info in infos)
+    kv_f16 = kv_bytes(config, context, "f16")
+    activations = activation_bytes(config, min(context, _BLOCK_ROWS))
+    return {
+        "path": str(model.path),
+        "config": dataclasses.asdict(config),
+        "parameters": total_parameters,
+        "active_parameters": round(total_parameters - idle),
+        "experts": {
+            "per_layer": config.num_experts,
+            "per_token": config.experts_per_token,
+            "bytes_each": experts["bytes"] // (config.num_layers * config.num_experts),
+        },
+        "categories": {name: total for name, total in categories.items() if total["tensors"]},
+        "memory": {
+            "context": context,
+            "weights_bytes": weights,
+            "kv_f16_bytes": kv_f16,
+            "kv_f32_bytes": kv_bytes(config, context, "f32"),
+            "activation_bytes": activations,
+            "total_bytes": weights + kv_f16 + activations,
+        },
+        "tensors": [
+            {
+                "name": info.name,
+                "dtype": str(info.dtype),
+                "shape": list(info.shape),
+                "bytes": info.num_bytes,
+                "file": str(info.file),
+                "offset": info.file_offset,
+            }
+            for info in infos
+        ],
+    }
+
+
+def _shape(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes)) or "scalar"
+
+
+def _config_table(facts: dict[str, Any]) -> Table:
+    rows = console.table("config", "")
+    for key, value in facts["config"].items():
+        if key == "layer_types":
+            sliding = sum(kind == "sliding_attention" for kind in value)
+            value = f"{sliding} sliding, {len(value) - sliding} full"
+        rows.add_row(key, f"{value:,}" if type(value) is int else str(value))
+    return rows
+
+
+def _tensor_table(facts: dict[str, Any]) -> Table:
+    rows = console.table("tensor", "dtype", "shape", "bytes", "file", "offset", right=(3, 5))
+    for tensor in facts["tensors"]:
+        rows.add_row(
+            console.visible(tensor["name"]),
+            tensor["dtype"],
+            _shape(tensor["shape"]),
+            f"{tensor['bytes']:,}",
+            Path(tensor["file"]).name,
+            f"{tensor['offset']:,}",
+        )
+    return rows
+
+
+def _group_table(facts: dict[str, Any]) -> Table:
+    rows = console.table("tensors", "dtype", "shape", "count", "size", right=(3, 4))
+    for group in group_tensors(facts["tensors"]):
+        size = console.format_bytes(group.num_bytes)
+        name = console.visible(group.name)
+        rows.add_row(name, group.dtype, _shape(group.shape), str(group.count), size)
+    return rows
+
+
+def _part_table(facts: dict[str, Any]) -> Table:
+    rows = console.table("part", "tensors", "parameters", "size", "share", right=(1, 2, 3, 4))
+    weights = facts["memory"]["weights_bytes"]
+    for name, total in facts["categories"].items():
+        rows.add_row(
+            name,
+            f"{total['tensors']:,}",
+            console.format_count(total["parameters"]),
+            console.format_bytes(total["bytes"]),
+            f"{total['bytes'] / weights:.1%}",
+        )
+    rows.add_row(
+        "all",
+        f"{len(facts['tensors']):,}",
+        console.format_count(facts["parameters"]),
+        console.format_bytes(weights),
+        "",
+        style="bold",
+    )
+    return rows
+
+
+def _memory_table(facts: dict[str, Any]) -> Table:
+    memory = facts["memory"]
+    rows = console.table(f"memory at {memory['context']:,} positions", "", "", right=(1,))
+    for label, key, remark in (
+        ("weights", "weights_bytes", "mapped from the files, shared by all processes"),
+        ("KV cache, f16", "kv_f16_bytes", "sliding layers hold their window and one block"),
+        ("KV cache, f32", "kv_f32_bytes", "with --kv f32"),
+        ("activations", "activation_bytes", f"of one block of {_BLOCK_ROWS} rows"),
+        ("together", "total_bytes", "about, with the f16 cache"),
+    ):
+        rows.add_row(label, console.format_bytes(memory[key]), Text(remark, "dim"))
+    return rows
+
+
+def _print(out: Console, facts: dict[str, Any], all_tensors: bool) -> None:
+    experts = facts["experts"]
+    out.print(Text(facts["path"], "bold"), soft_wrap=True)
+    for table in (
+        _config_table(facts),
+        _tensor_table(facts) if all_tensors else _group_table(facts),
+        _part_table(facts),
+    ):
+        out.print()
+        out.print(table)
+    out.print(
+        f"\nA token uses {experts['per_token']} of the {experts['per_layer']} experts in each "
+        f"layer: {console.format_count(facts['active_parameters'])} of "
+        f"{console.format_count(facts['parameters'])} parameters. "
+        f"One expert takes {console.format_bytes(experts['bytes_each'])}.\n"
+    )
+    out.print(_memory_table(facts))
+    if facts["checked"]:
+        out.print("\nEvery weight was read: all are finite.")
+
+
+def run(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help=options.MODEL_HELP, show_default=False),
+    ] = "demo",
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Count memory at N positions; default: the model's limit."
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every weight and look for NaN and infinity.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show what a checkpoint holds: config, tensors, sizes, memory at a context length."""
+    with gptoss.Model(model) as handle:
+        facts = describe(handle, context or handle.config.max_positions)
+        if check:
+            with console.progress_bar("checking", unit="bytes") as progress:
+                handle.verify(progress=progress)
+        facts["checked"] = check
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print(console.console(), facts, tensors)

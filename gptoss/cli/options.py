@@ -1,0 +1,122 @@
+"""The options that several verbs share, and what they make: models and samplings."""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import typer
+
+import gptoss
+
+_SAMPLING = "Sampling"
+_ENGINE = "Engine"
+
+MODEL_HELP = "A model directory, a .safetensors file, org/name in the Hugging Face cache, or demo."
+Model = Annotated[str, typer.Option("--model", "-m", metavar="PATH", help=MODEL_HELP)]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Threads to use; default: the CPUs this process may use.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+Isa = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Instruction set; default: the best there is (gptoss doctor lists them).",
+        rich_help_panel=_ENGINE,
+    ),
+]
+KvDtype = Annotated[
+    Literal["f16", "f32"],
+    typer.Option(
+        "--kv", metavar="f16|f32", help="Number format of the KV cache.", rich_help_panel=_ENGINE
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        min=1,
+        metavar="N",
+        help="Positions the context may hold; default: the model's limit.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Stats = Annotated[bool, typer.Option("--stats", help="Print speed and seed on standard error.")]
+
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        metavar="X",
+        help="0 is greedy; default: what the model suggests, or 1.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        min=0, metavar="K", help="Only the K most likely tokens; 0: all.", rich_help_panel=_SAMPLING
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        metavar="P",
+        help="Only the likeliest tokens that make up P.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        metavar="P",
+        help="Only tokens at least P times as likely as the best.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Above 1: tokens already there become less likely.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Taken off a token's logit for each time it occurred.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+PresencePenalty = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X", help="Taken off a token's logit once it occurred.", rich_help_panel=_SAMPLING
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Same seed, same text; default: a new one each time.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+
+
+def sampling(model: gptoss.Model, **given: Any) -> gptoss.Sampling:
+    """The sampling that the model's files suggest, with the options that are not None."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(model.default_sampling, **chosen)

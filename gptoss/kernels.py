@@ -1,0 +1,196 @@
+"""The CPU kernels one at a time, as the tests, the benchmarks and the self-test run them.
+
+Layouts, shapes and orders are those of docs/numerics.md and csrc/cpu/kernels.h. Not a public
+interface.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss import _core
+
+Float32 = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+LANES = 16
+PANEL_ROWS = 32
+TILE_TOKENS = 6
+MAX_TILES = 16
+LANES_PER_SCALE = 4
+BLOCK = 32  # MXFP4 weights that share a scale
+
+LAYOUTS = ("f32", "f16", "bf16", "f32_transposed", "f16_transposed", "bf16_transposed", "mxfp4")
+
+# What rounding, overflow and signs of zero go wrong with; the last three are not finite.
+SPECIAL = np.array(
+    [0, -0.0, 1e-45, -1e-39, 1e-20, -3e38, 3e38, np.inf, -np.inf, np.nan], np.float32
+)
+
+
+def per_lane(layout: str) -> int:
+    """Consecutive elements of a group that one lane owns."""
+    return 8 if layout == "mxfp4" else 1
+
+
+def num_groups(num_columns: int, lane_elements: int) -> int:
+    return -(-num_columns // (LANES * lane_elements))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight matrix in memory; scales is empty but for MXFP4."""
+
+    layout: str
+    num_rows: int
+    num_columns: int
+    row_bytes: int
+    scale_row_bytes: int
+    data: Bytes
+    scales: Bytes
+
+    def as_arguments(self) -> tuple[str, int, int, int, Bytes, Bytes]:
+        sizes = (self.num_columns, self.row_bytes, self.scale_row_bytes)
+        return (self.layout, *sizes, self.data, self.scales)
+
+
+def place(rows: Bytes, padding: int, offset: int) -> tuple[Bytes, int]:
+    """The rows `padding` bytes apart, `offset` bytes behind an aligned address, and their stride.
+
+    Nothing follows the last row.
+    """
+    count, num_bytes = rows.shape
+    stride = num_bytes + padding
+    memory = np.zeros(offset + count * stride, np.uint8)
+    memory[offset:].reshape(count, stride)[:, :num_bytes] = rows
+    return memory[offset : offset + (count - 1) * stride + num_bytes], stride
+
+
+def random_matrix(
+    rng: np.random.Generator,
+    layout: str,
+    num_rows: int,
+    num_columns: int,
+    *,
+    special: bool = False,
+    padding: int = 0,
+    offset: int = 0,
+) -> Matrix:
+    """Random weights. special: with some elements of any bits, and scales over their whole range.
+
+    padding, offset: bytes between rows and in front of the first, of data and of scales.
+    """
+    if layout == "mxfp4":
+        codes = rng.integers(0, 256, (num_rows, num_columns // 2), np.uint8)
+        scales = rng.integers(118, 130, (num_rows, num_columns // BLOCK), np.uint8)
+        if special:
+            low = rng.integers(0, 4, scales.shape, np.uint8)
+            scales = np.where(rng.random(scales.shape) < 0.5, low, scales)
+            odd = rng.integers(0, 256, scales.shape, np.uint8)
+            scales = np.where(rng.random(scales.shape) < 0.02, odd, scales)
+            scales[rng.random(scales.shape) < 0.5 / scales.shape[1]] = 0xFF
+        data, row_bytes = place(codes, padding, offset)
+        scale_data, scale_row_bytes = place(scales, padding, offset)
+        return Matrix(layout, num_rows, num_columns, row_bytes, scale_row_bytes, data, scale_data)
+    element, _, transposed = layout.partition("_")
+    shape = (num_columns, num_rows) if transposed else (num_rows, num_columns)
+    values = rng.standard_normal(shape).astype(np.float32)
+    bits: NDArray[Any]
+    if element == "f32":
+        bits = values.view(np.uint32)
+    elif element == "f16":
+        bits = values.astype(np.float16).view(np.uint16)
+    else:
+        bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+    if special:
+        odd = rng.integers(0, np.iinfo(bits.dtype).max, shape, bits.dtype, endpoint=True)
+        bits = np.where(rng.random(shape) < min(0.1, 4 / num_columns), odd, bits)
+    data, row_bytes = place(np.ascontiguousarray(bits).view(np.uint8), padding, offset)
+    return Matrix(layout, num_rows, num_columns, row_bytes, 0, data, np.zeros(0, np.uint8))
+
+
+def random_input(
+    rng: np.random.Generator, num_columns: int, *, num_tokens: int = 1, special: bool = False
+) -> Float32:
+    """(num_tokens, num_columns) activations. special: a few are zero, tiny or huge and, in one
+    array of four, infinite or NaN."""
+    x = rng.standard_normal((num_tokens, num_columns)).astype(np.float32)
+    if special:
+        choices = SPECIAL if rng.random() < 0.25 else SPECIAL[:-3]
+        where = rng.random(x.shape) < min(0.1, 6 / num_columns)
+        x = np.where(where, rng.choice(choices, x.shape), x)
+    return x
+
+
+def pack_lanes(x: Float32, lane_elements: int) -> Float32:
+    """One input (num_columns,) in lane order, whole groups."""
+    groups = num_groups(len(x), lane_elements)
+    whole = np.zeros(groups * LANES * lane_elements, np.float32)
+    whole[: len(x)] = x
+    return np.ascontiguousarray(whole.reshape(groups, LANES, lane_elements).swapaxes(1, 2)).ravel()
+
+
+def pack_tiles(x: Float32, lane_elements: int) -> Float32:
+    """Inputs (num_tokens, num_columns) as [tile][lane][chain_stride][6 tokens], whole tiles."""
+    num_tokens, num_columns = x.shape
+    tiles, groups = -(-num_tokens // TILE_TOKENS), num_groups(num_columns, lane_elements)
+    whole = np.zeros((tiles * TILE_TOKENS, groups * LANES * lane_elements), np.float32)
+    whole[:num_tokens, :num_columns] = x
+    parts = whole.reshape(tiles, TILE_TOKENS, groups, LANES, lane_elements)
+    return np.ascontiguousarray(parts.transpose(0, 3, 2, 4, 1))
+
+
+def matvec(
+    isa: str, matrix: Matrix, x: Float32, first_row: int = 0, num_rows: int | None = None
+) -> Float32:
+    """Rows first_row .. of the matrix times x (num_columns,)."""
+    count = matrix.num_rows - first_row if num_rows is None else num_rows
+    out = np.empty(count, np.float32)
+    packed = pack_lanes(x, per_lane(matrix.layout))
+    _core.kernel_matvec(isa, matrix.as_arguments(), first_row, count, packed, out)
+    return out
+
+
+@dataclass(frozen=True)
+class Panel:
+    """32 rows of a matrix, expanded. scales is empty for unscaled layouts."""
+
+    num_columns: int
+    lane_elements: int
+    values: Float32  # [lane][chain_stride][row]
+    scales: Float32  # [lane / 4][group][row]
+
+
+def expand_panel(isa: str, matrix: Matrix, first_row: int = 0, num_rows: int = PANEL_ROWS) -> Panel:
+    """What the layout's kernel writes; elements that the last group lacks are +0."""
+    lane_elements = per_lane(matrix.layout)
+    groups = num_groups(matrix.num_columns, lane_elements)
+    scale_groups = groups if matrix.layout == "mxfp4" else 0
+    values = np.zeros((LANES, groups * lane_elements, PANEL_ROWS), np.float32)
+    scales = np.zeros((LANES // LANES_PER_SCALE, scale_groups, PANEL_ROWS), np.float32)
+    arguments = matrix.as_arguments()
+    _core.kernel_expand_panel(isa, arguments, first_row, num_rows, values, scales)
+    return Panel(matrix.num_columns, lane_elements, values, scales)
+
+
+def multiply_panel(isa: str, panel: Panel, x: Float32) -> Float32:
+    """(num_tokens, 32): the panel's rows times each of x (num_tokens, num_columns)."""
+    tiles = pack_tiles(x, panel.lane_elements)
+    out = np.empty((len(tiles) * TILE_TOKENS, PANEL_ROWS), np.float32)
+    _core.kernel_multiply_panel(
+        isa, panel.num_columns, panel.values, panel.scales, tiles, len(tiles), out
+    )
+    return out[: len(x)]
+
+
+def num_different(actual: NDArray[Any], expected: NDArray[Any]) -> int:
+    """How many elements have other bits; NaN equals NaN."""
+    unsigned = f"u{actual.itemsize}"
+    different = actual.view(unsigned) != expected.view(unsigned)
+    if actual.dtype.kind == "f":
+        different &= ~(np.isnan(actual) & np.isnan(expected))
+    return int(np.count_nonzero(different))

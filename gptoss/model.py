@@ -1,0 +1,423 @@
+"""An open model: its configuration, its tensors in place, one expert decoded on demand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from gptoss import _core
+from gptoss.errors import (
+    ArgumentError,
+    FormatError,
+    NotFoundError,
+    StateError,
+    UnsupportedError,
+    did_you_mean,
+    refuse_unknown_options,
+    require_integer,
+)
+from gptoss.locate import locate
+from gptoss.sampling import Sampling
+from gptoss.tokenizer import Tokenizer
+
+Array = npt.NDArray[Any]
+Progress = Callable[[int, int], object]
+
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype(np.float64),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "U16": np.dtype(np.uint16),
+    "I16": np.dtype(np.int16),
+    "U32": np.dtype(np.uint32),
+    "I32": np.dtype(np.int32),
+    "U64": np.dtype(np.uint64),
+    "I64": np.dtype(np.int64),
+    "BOOL": np.dtype(np.bool_),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What config.json says, under one set of names for every layout.
+
+    sliding_window: keys a sliding layer sees, the current one included. layer_types:
+    "sliding_attention" or "full_attention" for each layer. rope_scaling: "plain" or "yarn".
+    rope_attention_factor multiplies cosine and sine.
+    """
+
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_experts: int
+    experts_per_token: int
+    sliding_window: int
+    max_positions: int
+    attention_bias: bool
+    tied_embeddings: bool
+    rms_norm_eps: float
+    swiglu_limit: float
+    swiglu_alpha: float
+    rope_scaling: str
+    rope_theta: float
+    rope_factor: float
+    rope_beta_fast: float
+    rope_beta_slow: float
+    rope_attention_factor: float
+    rope_original_positions: int
+    rope_truncate: bool
+    layer_types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor is. file_offset: of its first byte, in file."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    num_bytes: int
+    file: Path
+    file_offset: int
+
+
+class Model:
+    """An open model. Immutable: threads and Generators may share it.
+
+    Args:
+        path: a directory (Hugging Face or original layout) or .safetensors file, "demo" for the
+            model that comes with gptoss, or a name such as "openai/gpt-oss-20b" in the local
+            Hugging Face cache. Nothing is downloaded.
+        device: "cpu".
+        threads: how many to compute with; by default the CPUs that this process may use.
+        isa: the instruction set, by default the best there is (gptoss doctor lists them). Results
+            are the same bits.
+        precision: "fp32".
+        tokenizer: a Tokenizer, or the path of one; by default the tokenizer.json beside the
+            weights.
+        mmap: use the weights in place in the mapped files; False reads them into memory.
+        verify: read every weight once and refuse NaN, infinite and reserved values.
+        progress: called with (done, total) bytes while weights are read or verified; may raise to
+            stop.
+
+    Raises FileError, FormatError (with file, tensor, offset, expected, found), ArgumentError,
+    UnsupportedError, OutOfMemoryError.
+
+    A context manager: leaving the block closes the model as soon as no array of it and no Generator
+    is alive.
+    """
+
+    @refuse_unknown_options
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        isa: str | None = None,
+        precision: str | None = None,
+        tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+        mmap: bool = True,
+        verify: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        for name, value in (("device", device), ("isa", isa), ("precision", precision)):
+            if value is not None and not isinstance(value, str):
+                raise ArgumentError(f"{name} must be a str, not {value!r}")
+        num_threads = 0 if threads is None else require_integer("threads", threads, 1, 2**31 - 1)
+        self.path = locate(path)
+        self._tokenizer: Tokenizer | None
+        if isinstance(tokenizer, Tokenizer):
+            self._tokenizer = tokenizer
+        elif tokenizer is not None:
+            self._tokenizer = Tokenizer(Path(tokenizer))
+        self._core = _core.Model(
+            self.path, device, isa, precision, num_threads, read_files=not mmap, progress=progress
+        )
+        if verify:
+            self._core.verify(progress)
+        values: dict[str, Any] = self._core.config()
+        for name in ("rms_norm_eps", "swiglu_limit", "swiglu_alpha"):
+            values[name] = float(str(np.float32(values[name])))  # 1e-05 as it was written
+        self._config = Config(**values)
+        self._tensors = Tensors(self)
+
+    @property
+    def config(self) -> Config:
+        self._require_open()
+        return self._config
+
+    @property
+    def tensors(self) -> Tensors:
+        """The tensors by name, as read-only arrays over the mapped files."""
+        self._require_open()
+        return self._tensors
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that computes."""
+        return self._core.isa
+
+    @property
+    def precision(self) -> str:
+        """The number format of activations and sums."""
+        return self._core.precision
+
+    @property
+    def threads(self) -> int:
+        return self._core.threads
+
+    @property
+    def closed(self) -> bool:
+        return self._core.closed
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, None if it has no tokenizer.json. Read when first asked for.
+
+        Raises FormatError for a malformed one.
+        """
+        self._require_open()
+        return self._load_tokenizer()
+
+    def _load_tokenizer(self) -> Tokenizer | None:
+        # Two threads may both read it; the first to finish sets what all get.
+        if "_tokenizer" not in self.__dict__:
+            self.__dict__.setdefault("_tokenizer", self._read_tokenizer())
+        return self._tokenizer
+
+    def _read_tokenizer(self) -> Tokenizer | None:
+        directory = self.path if self.path.is_dir() else self.path.parent
+        # In a download of both layouts the tokenizer is beside original/, not in it.
+        beside = [directory.parent] if directory.name == "original" else []
+        for place in [directory, *beside]:
+            if (place / "tokenizer.json").exists():
+                return Tokenizer(place)
+        return None
+
+    @property
+    def default_sampling(self) -> Sampling:
+        """What the model's generation_config.json suggests, else Sampling()."""
+        tokenizer = self._load_tokenizer()
+        if tokenizer is None:
+            return Sampling()
+        suggested = tokenizer.suggested_sampling
+        if suggested.do_sample is False:
+            return Sampling(temperature=0.0)
+        names = ("temperature", "top_k", "top_p")
+        values: dict[str, Any] = {name: getattr(suggested, name) for name in names}
+        try:
+            return Sampling(**{name: value for name, value in values.items() if value is not None})
+        except ArgumentError as error:
+            file = str(tokenizer.path.with_name("generation_config.json"))
+            raise FormatError(f"{file}: {error}", file=file) from error
+
+    def tensor_info(self, name: str) -> TensorInfo:
+        """dtype, shape, size and place of a tensor. NotFoundError (a KeyError) for a name that is
+        not there."""
+        return self.tensors._info(name)
+
+    def expert(self, layer: int, expert: int) -> Expert:
+        """One expert, decoded when its arrays are first asked for."""
+        config = self.config
+        layer = require_integer("layer", layer, 0, config.num_layers - 1)
+        return Expert(self, layer, require_integer("expert", expert, 0, config.num_experts - 1))
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by category: "mapped" from files, shared with other processes; "read" from files
+        into memory; "heap", tables and scratch. Generator.memory counts the caches."""
+        return self._core.memory()
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Reads every weight once. FormatError if one is NaN or infinite, or an MXFP4 scale is the
+        reserved 0xFF.
+
+        progress: called with (done, total) bytes; may raise to stop.
+        """
+        self._core.verify(progress)
+
+    def close(self) -> None:
+        """Unmaps the files. InUseError (a BufferError) while arrays of the model or Generators are
+        alive."""
+        self._core.close(False)
+
+    def __enter__(self) -> Self:
+        self._require_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._core.close(True)
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<gptoss.Model {str(self.path)!r}, closed>"
+        config, memory = self._config, self.memory()
+        megabytes = (memory["mapped"] + memory["read"]) / 1e6
+        return (
+            f"<gptoss.Model {str(self.path)!r}: {config.architecture}, {config.num_layers} layers, "
+            f"{config.experts_per_token} of {config.num_experts} experts, {megabytes:,.1f} MB, "
+            f"{self.precision} on {self.isa}, {self.threads} threads>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsupportedError(
+            "a Model cannot be copied or pickled; threads may share it, and another process opens "
+            "the same path: it shares the memory of the mapped files"
+        )
+
+    def _require_open(self) -> None:
+        if self._core.closed:
+            raise StateError("the model is closed")
+
+
+class Tensors(Mapping[str, Array]):
+    """The tensors of a model by name. Each array is a read-only view of the file's own memory and
+    keeps it mapped."""
+
+    def __init__(self, model: Model) -> None:
+        self._core = model._core
+        infos = [
+            TensorInfo(name, DTYPES[dtype], shape, num_bytes, Path(file), file_offset)
+            for name, dtype, shape, num_bytes, file, file_offset in model._core.tensors()
+        ]
+        self._entries = {info.name: (index, info) for index, info in enumerate(infos)}
+
+    def __getitem__(self, name: str) -> Array:
+        index, info = self._entry(name)
+        # bfloat16 and 8-bit floats come as their bits: no buffer format names them.
+        return np.asarray(self._core.tensor(index)).view(info.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} tensors: {', '.join(list(self)[:3])}, ...>"
+
+    def _entry(self, name: str) -> tuple[int, TensorInfo]:
+        try:
+            return self._entries[name]
+        except KeyError:
+            hint = did_you_mean(str(name), self._entries)
+            raise NotFoundError(f"there is no tensor {name!r}{hint}", tensor=str(name)) from None
+
+    def _info(self, name: str) -> TensorInfo:
+        return self._entry(name)[1]
+
+
+class Expert:
+    """One expert of one layer: y = down @ swiglu(gate @ x + gate_bias, up @ x + up_bias) +
+    down_bias.
+
+    gate, up, down and their biases are float32 arrays of the caller's own, decoded when first asked
+    for and kept here. The packed planes are read-only views of the file's memory, None in
+    checkpoints whose experts are not quantised.
+    """
+
+    def __init__(self, model: Model, layer: int, expert: int) -> None:
+        self._model = model
+        self.layer = layer
+        self.expert = expert
+
+    def __repr__(self) -> str:
+        return f"<expert {self.expert} of layer {self.layer}>"
+
+    @cached_property
+    def gate(self) -> npt.NDArray[np.float32]:
+        """(intermediate_size, hidden_size)"""
+        return self._decode(
+            "gate", self._model.config.intermediate_size, self._model.config.hidden_size
+        )
+
+    @cached_property
+    def up(self) -> npt.NDArray[np.float32]:
+        """(intermediate_size, hidden_size)"""
+        return self._decode(
+            "up", self._model.config.intermediate_size, self._model.config.hidden_size
+        )
+
+    @cached_property
+    def down(self) -> npt.NDArray[np.float32]:
+        """(hidden_size, intermediate_size)"""
+        return self._decode(
+            "down", self._model.config.hidden_size, self._model.config.intermediate_size
+        )
+
+    @cached_property
+    def gate_bias(self) -> npt.NDArray[np.float32]:
+        """(intermediate_size,)"""
+        return self._decode("gate_bias", self._model.config.intermediate_size)
+
+    @cached_property
+    def up_bias(self) -> npt.NDArray[np.float32]:
+        """(intermediate_size,)"""
+        return self._decode("up_bias", self._model.config.intermediate_size)
+
+    @cached_property
+    def down_bias(self) -> npt.NDArray[np.float32]:
+        """(hidden_size,)"""
+        return self._decode("down_bias", self._model.config.hidden_size)
+
+    @property
+    def gate_up_blocks(self) -> npt.NDArray[np.uint8] | None:
+        """(2 * intermediate_size, hidden_size / 32, 16) MXFP4 codes, two a byte, low nibble first;
+        even rows are gate, odd rows up."""
+        return self._plane("gate_up_proj_blocks", "mlp1_weight.blocks")
+
+    @property
+    def gate_up_scales(self) -> npt.NDArray[np.uint8] | None:
+        """(2 * intermediate_size, hidden_size / 32) E8M0 exponents."""
+        return self._plane("gate_up_proj_scales", "mlp1_weight.scales")
+
+    @property
+    def down_blocks(self) -> npt.NDArray[np.uint8] | None:
+        """(hidden_size, intermediate_size / 32, 16) MXFP4 codes."""
+        return self._plane("down_proj_blocks", "mlp2_weight.blocks")
+
+    @property
+    def down_scales(self) -> npt.NDArray[np.uint8] | None:
+        """(hidden_size, intermediate_size / 32) E8M0 exponents."""
+        return self._plane("down_proj_scales", "mlp2_weight.scales")
+
+    def _decode(self, part: str, *shape: int) -> npt.NDArray[np.float32]:
+        out = np.empty(shape, np.float32)
+        self._model._core.decode_expert(self.layer, self.expert, part, out)
+        return out
+
+    def _plane(self, hugging_face: str, original: str) -> npt.NDArray[np.uint8] | None:
+        tensors = self._model.tensors
+        names = (
+            f"model.layers.{self.layer}.mlp.experts.{hugging_face}",
+            f"block.{self.layer}.mlp.{original}",
+        )
+        name = next((name for name in names if name in tensors), None)
+        return None if name is None else tensors[name][self.expert]

@@ -1,0 +1,56 @@
+"""What the tests of the engine share: opening generators, feeding tokens, comparing bits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import gptoss
+
+Array = NDArray[Any]
+
+
+def open_generator(model: gptoss.Model, max_context: int, **options: Any) -> gptoss.Generator:
+    """A generator that may go beyond the model's positions, without the warning that it does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return gptoss.Generator(model, max_context=max_context, **options)
+
+
+def random_tokens(model: gptoss.Model, count: int, seed: int = 0) -> list[int]:
+    rng = np.random.default_rng(seed)
+    return [int(token) for token in rng.integers(0, model.config.vocab_size, count)]
+
+
+def feed(generator: gptoss.Generator, tokens: list[int], sizes: Iterable[int]) -> Array:
+    """Every token's logits (n, vocab_size), fed by calls of these sizes, the last one repeated."""
+    rows, at, size = [], 0, 1
+    sizes = iter(sizes)
+    while at < len(tokens):
+        size = next(sizes, size)
+        rows.append(generator.prefill(tokens[at : at + size], all_logits=True))
+        at += size
+    return np.concatenate(rows)
+
+
+def step_through(generator: gptoss.Generator, tokens: list[int]) -> Array:
+    return np.stack([generator.step(token).copy() for token in tokens])
+
+
+def assert_same_bits(actual: Array, expected: Array, what: str = "") -> None:
+    """Equal to the last bit; says where the first difference is and how many there are."""
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype, what
+    unsigned = f"u{actual.itemsize}"
+    different = np.ascontiguousarray(actual).view(unsigned) != np.ascontiguousarray(expected).view(
+        unsigned
+    )
+    if different.any():
+        first = tuple(int(i) for i in np.argwhere(different)[0])
+        raise AssertionError(
+            f"{what}: {different.sum()} of {different.size} values differ, the first at {first}: "
+            f"{actual[first]!r} instead of {expected[first]!r}"
+        )
