@@ -178,6 +178,8 @@ struct gptoss_backend_operations {
                                 struct gptoss_error *error);
     /* How far the whole work is, for the next polls. */
     void (*progress)(struct gptoss_backend *backend, uint64_t done, uint64_t total);
+    /* Polls at once; whether the callback asked to stop. */
+    bool (*poll)(struct gptoss_backend *backend, uint64_t done, uint64_t total);
     /* Closes it: all results are in memory afterwards. */
     enum gptoss_status (*end)(struct gptoss_backend *backend, struct gptoss_error *error);
 

@@ -103,7 +103,7 @@ struct gptoss_tensor {
 
 /* Called now and then from long work, on the calling thread, with the work done and the whole of it
  * (rows, or bytes for verification). Nonzero asks to stop; the call then returns
- * GPTOSS_ERROR_INTERRUPTED. */
+ * GPTOSS_ERROR_INTERRUPTED. It must not start work on the same model, which waits for its turn. */
 typedef int (*gptoss_poll_fn)(void *user, uint64_t done, uint64_t total);
 
 const char *gptoss_version(void);

@@ -21,6 +21,12 @@ const char *gptoss_status_name(enum gptoss_status status) {
     return "unknown";
 }
 
+/* Text from files may hold anything; a sentence is one line without control characters. */
+static void make_printable(char *text) {
+    for (; *text != '\0'; ++text)
+        if ((unsigned char)*text < 0x20 || *text == 0x7F) *text = '?';
+}
+
 enum gptoss_status gptoss_error_set(struct gptoss_error *error, enum gptoss_status status,
                                     const char *format, ...) {
     if (error == NULL)
@@ -32,6 +38,7 @@ enum gptoss_status gptoss_error_set(struct gptoss_error *error, enum gptoss_stat
     va_start(arguments, format);
     vsnprintf(error->message, sizeof error->message, format, arguments);
     va_end(arguments);
+    make_printable(error->message);
     return status;
 }
 
@@ -54,6 +61,7 @@ void gptoss_error_expected(struct gptoss_error *error, const char *format, ...) 
     va_start(arguments, format);
     vsnprintf(error->expected, sizeof error->expected, format, arguments);
     va_end(arguments);
+    make_printable(error->expected);
 }
 
 void gptoss_error_found(struct gptoss_error *error, const char *format, ...) {
@@ -63,6 +71,7 @@ void gptoss_error_found(struct gptoss_error *error, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(error->found, sizeof error->found, format, arguments);
     va_end(arguments);
+    make_printable(error->found);
 }
 
 enum gptoss_status gptoss_error_memory(struct gptoss_error *error, uint64_t num_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, overload
 
@@ -184,7 +184,7 @@ class Generator:
         head_dim) of the cache, float16 or float32, in the order of positions.
 
         The rows are those of kv_range(layer) now. What is fed later overwrites none of them, but
-        for a rewind; rows that a sliding layer gives up read as zeros.
+        for a rewind; rows that a sliding layer gives up may read as zeros.
         """
         keys, values, _, _ = self._view_kv(layer)
         return np.asarray(keys), np.asarray(values)
@@ -284,7 +284,7 @@ class Generator:
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: str | Sequence[str] = (),
-        stop_tokens: Sequence[int] | frozenset[int] | None = None,
+        stop_tokens: Iterable[int] | None = None,
         top_logprobs: int = 0,
         processors: Sequence[Processor] = (),
         progress: Progress | None = None,

@@ -11,11 +11,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from models import Spec, random_tensors, safetensors_header, write_model, write_safetensors
 from support import assert_same_bits, random_tokens
 
 import gptoss
 from gptoss import _core
 from gptoss.locate import DEMO
+from gptoss.model import DTYPES
 
 FILE = DEMO / "model.safetensors"
 
@@ -110,6 +112,29 @@ def test_leaving_the_block_unmaps_with_the_last_array() -> None:
     assert len(mappings()) == before + 1 and np.isfinite(row.astype(np.float32)).all()
     del row
     assert len(mappings()) == before
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_every_dtype_of_a_file(tmp_path: Path, pad: bool) -> None:
+    """Tensors the model has no use for are there to be read, aligned in the file or not."""
+    spec = Spec(num_layers=1)
+    write_model(tmp_path, spec, np.random.default_rng(0))
+    tensors = random_tensors(spec, np.random.default_rng(0))
+    header = safetensors_header(tensors)
+    end = max(entry["data_offsets"][1] for name, entry in header.items() if "." in name)
+    for name, dtype in DTYPES.items():
+        tensors[f"extra.{name}"] = np.arange(6).reshape(2, 3).astype(dtype)
+        size = 6 * dtype.itemsize
+        where = [end, end + size]
+        header[f"extra.{name}"] = {"dtype": name, "shape": [2, 3], "data_offsets": where}
+        end += size
+    write_safetensors(tmp_path / "model.safetensors", tensors, header, pad)
+    with gptoss.Model(tmp_path) as model:
+        for name, expected in tensors.items():
+            array = model.tensors[name]
+            assert (array.dtype, array.shape) == (expected.dtype, expected.shape), name
+            assert array.tobytes() == expected.tobytes(), name
+            assert_read_only(array)
 
 
 # ---- logits ----

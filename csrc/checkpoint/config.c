@@ -305,7 +305,7 @@ static void check_model_type(const struct reader *reader, const cJSON *type) {
                          type->valuestring);
         gptoss_error_where(reader->error, reader->file, NULL, -1);
         gptoss_error_expected(reader->error, "gpt_oss");
-        gptoss_error_found(reader->error, "%s", type->valuestring);
+        gptoss_error_found(reader->error, "'%s'", type->valuestring);
         *reader->status = GPTOSS_ERROR_FORMAT;
     }
 }

@@ -64,23 +64,25 @@ struct gptoss_matrix gptoss_matrix_at(const struct gptoss_weight *weight, int64_
 
 /* ---- passes ---- */
 
-static bool poll_caller(void *user) {
-    struct gptoss_cpu_backend *backend = user;
-    uint64_t now = gptoss_clock_nanoseconds();
-    if (now - backend->last_poll < POLL_NANOSECONDS)
-        return false;
-    backend->last_poll = now;
-    /* The callback is the host's code: it runs in the host's floating-point environment. */
+/* The callback is the host's code: it runs in the host's floating-point environment. */
+static bool poll_now(struct gptoss_cpu_backend *backend) {
+    backend->last_poll = gptoss_clock_nanoseconds();
     gptoss_fp_environment_restore(backend->caller_environment);
     bool stop = backend->poll(backend->poll_user, backend->done, backend->total) != 0;
     gptoss_fp_environment_set_default();
     return stop;
 }
 
+static bool poll_in_time(void *user) {
+    struct gptoss_cpu_backend *backend = user;
+    bool due = gptoss_clock_nanoseconds() - backend->last_poll >= POLL_NANOSECONDS;
+    return due && poll_now(backend);
+}
+
 enum gptoss_status gptoss_cpu_run(struct gptoss_cpu_backend *backend, gptoss_task_fn *function,
                                   void *context, int64_t num_tasks) {
     bool all = gptoss_thread_pool_run(backend->pool, function, context, num_tasks,
-                                      backend->poll != NULL ? poll_caller : NULL, backend);
+                                      backend->poll != NULL ? poll_in_time : NULL, backend);
     return all ? GPTOSS_OK : GPTOSS_ERROR_INTERRUPTED;
 }
 
@@ -147,6 +149,12 @@ static void cpu_progress(struct gptoss_backend *base, uint64_t done, uint64_t to
     struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
     backend->done = done;
     backend->total = total;
+}
+
+static bool cpu_poll(struct gptoss_backend *base, uint64_t done, uint64_t total) {
+    struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
+    cpu_progress(base, done, total);
+    return backend->poll != NULL && poll_now(backend);
 }
 
 static enum gptoss_status cpu_end(struct gptoss_backend *base, struct gptoss_error *error) {
@@ -232,6 +240,7 @@ static const struct gptoss_backend_operations cpu_operations = {
     .cache_copy = gptoss_cpu_cache_copy,
     .begin = cpu_begin,
     .progress = cpu_progress,
+    .poll = cpu_poll,
     .end = cpu_end,
     .embed = gptoss_cpu_embed,
     .norm_linear = gptoss_cpu_norm_linear,

@@ -377,7 +377,8 @@ enum gptoss_status gptoss_generator_prefill(struct gptoss_generator *generator,
                             all_logits_out != NULL ? all_logits_out + done * vocab_size : NULL,
                             &progress, error);
         done += num_rows;
-        if (status == GPTOSS_OK && poll != NULL && poll(user, (uint64_t)done, (uint64_t)total) != 0)
+        if (status == GPTOSS_OK &&
+            backend->operations->poll(backend, (uint64_t)done, (uint64_t)total))
             status = gptoss_error_set(error, GPTOSS_ERROR_INTERRUPTED,
                                       "interrupted after %" PRId64 " of %" PRId64 " tokens", done,
                                       total);
@@ -439,8 +440,8 @@ static enum gptoss_status replay(struct gptoss_generator *generator, int64_t sta
         };
         status = gptoss_gpt_oss_forward(generator->model, &pass, error);
         at += num_rows;
-        if (status == GPTOSS_OK && poll != NULL &&
-            poll(user, (uint64_t)(at - start), pass.progress_total) != 0)
+        if (status == GPTOSS_OK &&
+            backend->operations->poll(backend, (uint64_t)(at - start), pass.progress_total))
             status = gptoss_error_set(error, GPTOSS_ERROR_INTERRUPTED,
                                       "interrupted while computing rows again");
     }

@@ -203,8 +203,8 @@ static PyObject *matvec(PyObject *module, PyObject *arguments) {
             gptoss_num_groups(matrix->num_columns, per_lane) * per_lane * GPTOSS_LANES;
         done = holds_floats(&x, num_inputs) && holds_floats(&out, num_rows);
         if (done) {
-            Py_BEGIN_ALLOW_THREADS kernels->matvec[matrix->layout](matrix, first_row, num_rows,
-                                                                   x.buf, out.buf);
+            Py_BEGIN_ALLOW_THREADS
+            kernels->matvec[matrix->layout](matrix, first_row, num_rows, x.buf, out.buf);
             Py_END_ALLOW_THREADS
         }
         release_rows(&rows);
@@ -239,8 +239,8 @@ static PyObject *expand_panel(PyObject *module, PyObject *arguments) {
                (!is_scaled ||
                 holds_floats(&scales, gptoss_panel_num_scales(matrix->num_columns, per_lane)));
         if (done) {
-            Py_BEGIN_ALLOW_THREADS kernels->expand_panel[matrix->layout](matrix, first_row,
-                                                                         num_rows, &panel);
+            Py_BEGIN_ALLOW_THREADS
+            kernels->expand_panel[matrix->layout](matrix, first_row, num_rows, &panel);
             Py_END_ALLOW_THREADS
         }
         release_rows(&rows);
@@ -273,8 +273,10 @@ static bool run_multiply_panel(const char *isa, struct gptoss_panel *panel, cons
     }
     gptoss_multiply_panel_fn *multiply =
         is_scaled ? kernels->multiply_panel_scaled : kernels->multiply_panel_unscaled;
-    Py_BEGIN_ALLOW_THREADS multiply(panel, x_tiles->buf, num_tiles, out->buf, scratch);
-    Py_END_ALLOW_THREADS gptoss_free(scratch);
+    Py_BEGIN_ALLOW_THREADS
+    multiply(panel, x_tiles->buf, num_tiles, out->buf, scratch);
+    Py_END_ALLOW_THREADS
+    gptoss_free(scratch);
     return true;
 }
 
@@ -310,8 +312,10 @@ static PyObject *measure_fma(PyObject *module, PyObject *arguments) {
         select_kernels(isa) == NULL)
         return NULL;
     int64_t num_operations;
-    Py_BEGIN_ALLOW_THREADS num_operations = gptoss_measure_fma(isa, num_rounds);
-    Py_END_ALLOW_THREADS return PyLong_FromLongLong(num_operations);
+    Py_BEGIN_ALLOW_THREADS
+    num_operations = gptoss_measure_fma(isa, num_rounds);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLongLong(num_operations);
 }
 
 /* measure_read(isa, buffer): reads it once. */
@@ -323,7 +327,8 @@ static PyObject *measure_read(PyObject *module, PyObject *arguments) {
         return NULL;
     bool done = select_kernels(isa) != NULL;
     if (done) {
-        Py_BEGIN_ALLOW_THREADS gptoss_measure_read(isa, memory.buf, (size_t)memory.len);
+        Py_BEGIN_ALLOW_THREADS
+        gptoss_measure_read(isa, memory.buf, (size_t)memory.len);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&memory);
