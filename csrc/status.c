@@ -24,7 +24,8 @@ const char *gptoss_status_name(enum gptoss_status status) {
 /* Text from files may hold anything; a sentence is one line without control characters. */
 static void make_printable(char *text) {
     for (; *text != '\0'; ++text)
-        if ((unsigned char)*text < 0x20 || *text == 0x7F) *text = '?';
+        if ((unsigned char)*text < 0x20 || *text == 0x7F)
+            *text = '?';
 }
 
 enum gptoss_status gptoss_error_set(struct gptoss_error *error, enum gptoss_status status,

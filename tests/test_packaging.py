@@ -10,7 +10,6 @@ import tarfile
 import tomllib
 import zipfile
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 
 import build_plan
