@@ -9,6 +9,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -23,6 +24,11 @@ def python_blocks(document: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
 
 
+def compiled(tree: ast.Module | ast.Expression, name: str) -> CodeType:
+    mode = "exec" if isinstance(tree, ast.Module) else "eval"
+    return compile(tree, name, mode, dont_inherit=True)  # of this file's __future__ import
+
+
 def run_block(code: str, names: dict[str, Any], file: str) -> str:
     """Runs a block; returns it with what each statement prints below the statement, as comments
     that begin a line. No other comment in a block begins a line."""
@@ -34,7 +40,7 @@ def run_block(code: str, names: dict[str, Any], file: str) -> str:
         done = statement.end_lineno
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(ast.Module([statement], []), file, "exec"), names)
+            exec(compiled(ast.Module([statement], []), file), names)
         result += [f"# {line}".rstrip() for line in printed.getvalue().splitlines()]
     return "".join(f"{line}\n" for line in result)
 
@@ -76,9 +82,9 @@ def test_the_notebook_prints_what_it_shows() -> None:
         printed, value = io.StringIO(), None
         with contextlib.redirect_stdout(printed):
             last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-            exec(compile(tree, f"cell {number}", "exec"), names)
+            exec(compiled(tree, f"cell {number}"), names)
             if isinstance(last, ast.Expr):
-                value = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names)
+                value = eval(compiled(ast.Expression(last.value), f"cell {number}"), names)
             if value is not None and not hasattr(value, "_repr_png_"):
                 print(repr(value))
         assert printed.getvalue() == shown_text(cell), f"cell {number}"

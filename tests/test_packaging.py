@@ -10,6 +10,7 @@ import tarfile
 import tomllib
 import zipfile
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import build_plan
@@ -57,7 +58,7 @@ def test_missing_header_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("machine", "compiler"), [("x86_64", "gcc"), ("aarch64", "aarch64-linux-gnu-gcc")]
 )
-def test_compiles_without_warnings(machine: str, compiler: str, tmp_path: Path) -> None:
+def test_compiles_whole_and_without_warnings(machine: str, compiler: str, tmp_path: Path) -> None:
     if machine == platform.machine():
         compiler = "gcc"
     elif shutil.which(compiler) is None:
@@ -65,7 +66,11 @@ def test_compiles_without_warnings(machine: str, compiler: str, tmp_path: Path) 
     # cJSON's header serves every architecture; this directory holds no other.
     (tmp_path / "cjson").symlink_to("/usr/include/cjson")
     units = build_plan.engine_units(machine)
-    build_plan.compile_units(units, [compiler], ["-Werror", f"-I{tmp_path}"])
+    objects = build_plan.compile_units(units, [compiler], ["-Werror", f"-I{tmp_path}"])
+    symbols = run([compiler.replace("gcc", "nm"), *objects]).stdout.split()
+    defined = {name for kind, name in pairwise(symbols) if kind in "TRDB"}
+    undefined = {name for kind, name in pairwise(symbols) if kind == "U"}
+    assert {name for name in undefined if name.startswith("gptoss_")} <= defined
 
 
 @pytest.fixture(scope="module")
