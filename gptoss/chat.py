@@ -14,6 +14,7 @@ import numpy as np
 
 from gptoss.chat_template import ChatTemplate, TextParser
 from gptoss.errors import (
+    ArgumentError,
     ContextError,
     StateError,
     UnsupportedError,
@@ -99,7 +100,7 @@ class Chat:
 
     Args:
         model: the model.
-        reasoning: "low", "medium" or "high".
+        reasoning: "low", "medium" or "high"; None for no such line.
         system: instructions; what is elsewhere called the system prompt.
         tools: functions the model may call, as Python functions (signature and docstring say what
             they take) or OpenAI-style dicts. Calls come back in Reply.tool_calls; nothing is run.
@@ -124,7 +125,7 @@ class Chat:
         self,
         model: Model,
         *,
-        reasoning: str = "medium",
+        reasoning: str | None = "medium",
         system: str | None = None,
         tools: Sequence[ToolLike] | None = None,
         identity: str | None = None,
@@ -135,6 +136,8 @@ class Chat:
         max_tokens: int | None = None,
         kv_dtype: str = "f16",
     ) -> None:
+        if not isinstance(model, Model):
+            raise ArgumentError(f"a Chat needs a gptoss.Model, not {model!r}")
         tokenizer = model.tokenizer
         if tokenizer is None:
             raise UnsupportedError(
@@ -217,6 +220,10 @@ class Chat:
         keeps what there was of the answer, in the conversation and in last_reply. A question that
         fails before its answer has begun is withdrawn.
         """
+        if not isinstance(text, str):
+            raise ArgumentError(
+                f"a question must be text, not {text!r}; resume() goes on without one"
+            )
         return _drain(
             self.stream(text, max_tokens=max_tokens, sampling=sampling, progress=progress), on_delta
         )
@@ -397,7 +404,7 @@ class _Prompt(Protocol):
     """How a model's conversations are written and read."""
 
     def ids(
-        self, messages: Sequence[Message], tools: Sequence[Tool], reasoning: str
+        self, messages: Sequence[Message], tools: Sequence[Tool], reasoning: str | None
     ) -> list[int]: ...
     def parser(self) -> _Parser: ...
 
@@ -420,7 +427,9 @@ class _HarmonyPrompt:
             **{name: line for name, line in lines.items() if line is not None},
         )
 
-    def ids(self, messages: Sequence[Message], tools: Sequence[Tool], reasoning: str) -> list[int]:
+    def ids(
+        self, messages: Sequence[Message], tools: Sequence[Tool], reasoning: str | None
+    ) -> list[int]:
         return replace(self._harmony, reasoning=reasoning).encode(
             self._tokenizer, messages, tools=tools
         )
@@ -434,7 +443,9 @@ class _TemplatePrompt:
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer)
 
-    def ids(self, messages: Sequence[Message], tools: Sequence[Tool], reasoning: str) -> list[int]:
+    def ids(
+        self, messages: Sequence[Message], tools: Sequence[Tool], reasoning: str | None
+    ) -> list[int]:
         functions = [
             {
                 "name": tool.name,

@@ -114,9 +114,20 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
+# What newcomers give to generate() itself; a test holds it against the fields of Sampling.
+SAMPLING_OPTIONS = frozenset(
+    (
+        *("temperature", "top_k", "top_p", "min_p", "seed", "logit_bias"),
+        *("repetition_penalty", "frequency_penalty", "presence_penalty"),
+    )
+)
+
+
 def unknown_option(name: str, allowed: Iterable[str]) -> ArgumentError:
     """The exception that refuses an option, naming the closest of those allowed."""
     names = sorted(allowed)
+    if "sampling" in names and name in SAMPLING_OPTIONS:
+        return ArgumentError(f"unknown option {name!r}; pass sampling=gptoss.Sampling({name}=...)")
     hint = did_you_mean(name, names) or f"; the options are {', '.join(names)}"
     return ArgumentError(f"unknown option {name!r}{hint}")
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gptoss import _core
 from gptoss.errors import ArgumentError, StateError, require_integer
-from gptoss.sampling import Draw, Sampling
+from gptoss.sampling import Draw, Sampling, require_sampling
 from gptoss.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
@@ -112,8 +112,6 @@ class Generation(Iterator[Output]):
         processors: Sequence[Processor],
         progress: Progress | None,
     ) -> None:
-        if not isinstance(sampling, Sampling):
-            raise ArgumentError(f"sampling must be a gptoss.Sampling, not {sampling!r}")
         vocab_size = generator.model._config.vocab_size
         tokenizer = generator.model._load_tokenizer()
         stops = _stop_strings(stop)
@@ -121,14 +119,14 @@ class Generation(Iterator[Output]):
             raise ArgumentError(
                 "the model has no tokenizer.json: give token ids, and no stop strings"
             )
-        if not all(callable(processor) for processor in processors):
-            raise ArgumentError("processors must be functions of (tokens, logits)")
+        if not isinstance(processors, Sequence) or not all(map(callable, processors)):
+            raise ArgumentError("processors must be a list of functions of (tokens, logits)")
         if stop_tokens is None:
             stop_tokens = () if tokenizer is None else tokenizer.stop_token_ids
         if max_tokens is not None:
             max_tokens = require_integer("max_tokens", max_tokens, 0)
 
-        self.sampling = sampling.with_seed()
+        self.sampling = require_sampling(sampling).with_seed()
         self.prompt_tokens = _prompt_ids(prompt, tokenizer)
         self._generator = generator
         self._max_tokens = max_tokens

@@ -22,7 +22,7 @@ from gptoss.errors import (
 )
 from gptoss.generation import Generation, Processor
 from gptoss.model import Model, Progress
-from gptoss.sampling import Draw, Sampling
+from gptoss.sampling import Draw, Sampling, require_sampling
 from gptoss.taps import DEFAULT_MAX_BYTES, Taps
 
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -264,14 +264,16 @@ class Generator:
 
     # ---- drawing ----
 
+    @refuse_unknown_options
     def draw(self, sampling: Sampling | None = None) -> Draw:
         """Draws a token from the logits, and tells its log-probability. Nothing is fed.
 
         sampling: by default what the model suggests. Without a seed a new one is drawn each time.
         """
-        sampling = self.model.default_sampling if sampling is None else sampling
+        sampling = self.model.default_sampling if sampling is None else require_sampling(sampling)
         return sampling.draw(self.logits, np.frombuffer(self._core.tokens(), np.int32))
 
+    @refuse_unknown_options
     def sample(self, sampling: Sampling | None = None) -> int:
         """Draws a token from the logits. Nothing is fed."""
         return self.draw(sampling).token

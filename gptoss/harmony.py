@@ -134,6 +134,10 @@ class Harmony:
             raise ArgumentError(
                 f"reasoning is {self.reasoning!r}; expected {', '.join(REASONING_EFFORTS)} or None"
             )
+        for name in ("identity", "knowledge_cutoff", "date"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ArgumentError(f"{name} must be text or None, not {value!r}")
 
     @classmethod
     def of_template(cls, template: str | None) -> Self:

@@ -148,3 +148,12 @@ def _bias_pairs(
             raise ArgumentError(f"logit_bias of token {index} must be finite or -inf, not {number}")
         checked[index] = number
     return tuple(sorted(checked.items()))
+
+
+def require_sampling(value: Sampling) -> Sampling:
+    """value, or ArgumentError if it is no Sampling."""
+    if not isinstance(value, Sampling):
+        raise ArgumentError(
+            f"sampling must be a gptoss.Sampling, such as Sampling(temperature=0.8), not {value!r}"
+        )
+    return value

@@ -182,9 +182,10 @@ class Tokenizer:
         Special tokens appear as they are spelled, or not at all with skip_special. Ids without a
         token give nothing.
         """
-        return b"".join(self.token_bytes(i, skip_special=skip_special) for i in ids).decode(
-            "utf-8", "replace"
-        )
+        if not isinstance(ids, Iterable):
+            raise ArgumentError(f"decode takes a sequence of token ids, not {ids!r}")
+        pieces = (self.token_bytes(i, skip_special=skip_special) for i in ids)
+        return b"".join(pieces).decode("utf-8", "replace")
 
     def token_bytes(self, token: int, *, skip_special: bool = False) -> bytes:
         """The bytes that a token stands for; b"" for an id without a token."""

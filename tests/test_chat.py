@@ -300,6 +300,19 @@ def test_an_answer_beyond_the_context(demo: gptoss.Model, max_tokens: int | None
         assert "17 + 25. Ones".startswith(chat.last_reply.analysis[:13])
 
 
+@pytest.mark.parametrize("options", [{"date": 5}, {"identity": b"x"}, {"knowledge_cutoff": 2024}])
+def test_lines_must_be_text(demo: gptoss.Model, options: dict[str, Any]) -> None:
+    with pytest.raises(gptoss.ArgumentError, match=f"{next(iter(options))} must be text"):
+        Chat(demo, **options)
+
+
+def test_wrong_kinds_are_refused(chat: Chat) -> None:
+    with pytest.raises(gptoss.ArgumentError, match=r"needs a gptoss\.Model, not 'demo'"):
+        Chat("demo")  # type: ignore[arg-type]
+    with pytest.raises(gptoss.ArgumentError, match=r"must be text, not None; resume\(\)"):
+        chat.ask(None)  # type: ignore[arg-type]
+
+
 def test_options_are_checked(demo: gptoss.Model) -> None:
     with pytest.raises(gptoss.ArgumentError, match="did you mean 'reasoning'"):
         Chat(demo, reasonning="low")  # type: ignore[call-arg]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,24 @@ def test_bad_processors(generator: gptoss.Generator) -> None:
 def test_bad_options(generator: gptoss.Generator, options: dict[str, Any], words: str) -> None:
     with pytest.raises(gptoss.ArgumentError, match=words):
         generator.generate(STORY, **options)
+
+
+def test_sampling_options_belong_to_sampling(generator: gptoss.Generator) -> None:
+    fields = {field.name for field in dataclasses.fields(gptoss.Sampling)}
+    assert fields == gptoss.errors.SAMPLING_OPTIONS
+    generator.prefill([1])
+    for function in (generator.generate, generator.sample, generator.draw):
+        with pytest.raises(gptoss.ArgumentError, match=r"pass sampling=gptoss\.Sampling\(top_k="):
+            function(top_k=3)  # type: ignore[call-arg,operator]
+    for function in (generator.sample, generator.draw):
+        with pytest.raises(gptoss.ArgumentError, match=r"must be a gptoss\.Sampling.*not 0\.7"):
+            function(0.7)  # type: ignore[arg-type,operator]
+
+
+def test_decode_takes_a_sequence(demo: gptoss.Model) -> None:
+    assert demo.tokenizer is not None
+    with pytest.raises(gptoss.ArgumentError, match="sequence of token ids, not 5"):
+        demo.tokenizer.decode(5)  # type: ignore[arg-type]
 
 
 def test_without_a_tokenizer(make_directory: Callable[..., Path]) -> None:
