@@ -19,6 +19,10 @@ import gptoss
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
+# A shell's background job ignores Ctrl-C, and its children inherit that. Python's own handler
+# brings it back, here and, since exec resets a handled signal, in the programs that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Engine and reference run for tens of milliseconds an example: no deadline. A failure prints its
 # example and its seed.
 hypothesis.settings.register_profile(
