@@ -20,7 +20,7 @@ GPTOSS_INLINE void dot_rows(const uint8_t *rows, int64_t row_bytes, int64_t num_
             p[r][1] = _mm256_fmadd_ps(load(elements + 8 * element_bytes), x_high, p[r][1]);
         }
     }
-    int64_t left = num_columns - column;
+    int64_t left = num_columns % GPTOSS_LANES;
     for (int r = 0; left > 0 && r < num_rows; ++r) {
         uint8_t elements[GPTOSS_LANES * sizeof(float)] = {0};
         memcpy(elements, rows + r * row_bytes + column * element_bytes,
