@@ -141,7 +141,7 @@ def test_same_seed_same_answers(chat):
 def test_unknown_command_is_refused(chat):
     code, _, err = chat("/resett")
     assert code == 1
-    assert err == "gptoss: no such command: /resett (did you mean 'reset'?)\n"
+    assert err == "gptoss: no such command: /resett (did you mean '/reset'?)\n"
 
 
 @pytest.mark.parametrize("line", ["/reasoning hgih", "/temperature warm", "/seed x", "/save"])

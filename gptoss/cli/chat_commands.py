@@ -43,8 +43,10 @@ def execute(session: "Session", text: str) -> None:
     """Runs a line that is_command() took for one. Raises Quit, and gptoss.Error for wrong use."""
     name, _, argument = text[1:].partition(" ")
     if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS) or "; /help lists the commands"
-        raise gptoss.ArgumentError(f"no such command: /{name}{hint}")
+        command = f"/{name}"
+        hint = did_you_mean(command, [f"/{known}" for known in COMMANDS])
+        hint = hint or "; /help lists the commands"
+        raise gptoss.ArgumentError(f"no such command: {command}{hint}")
     COMMANDS[name].run(session, argument.strip())
 
 
