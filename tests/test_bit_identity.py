@@ -301,7 +301,7 @@ def test_dirty_float_environment(
 ) -> None:
     """A host may flush subnormals and round down: the engine computes as ever, and restores it."""
     libm = ctypes.CDLL("libm.so.6")
-    clean, dirty, after = FloatEnvironment(), FloatEnvironment(), FloatEnvironment()
+    clean, dirty, after, inside = (FloatEnvironment() for _ in range(4))
     with open_model("mxfp4", threads=threads) as model:
         libm.fegetenv(ctypes.byref(clean))
         libm.fegetenv(ctypes.byref(dirty))
@@ -311,10 +311,14 @@ def test_dirty_float_environment(
         try:
             logits = run(model, "mxfp4", "f16")
             libm.fegetenv(ctypes.byref(after))
+            open_generator(model, 8).prefill(
+                [1, 2], progress=lambda done, total: libm.fegetenv(ctypes.byref(inside))
+            )
         finally:
             libm.fesetenv(ctypes.byref(clean))
     status_flags = 0x3F
-    assert after.mxcsr & ~status_flags == dirty.mxcsr & ~status_flags
+    for host in (after, inside):  # callbacks are the host's code, too
+        assert host.mxcsr & ~status_flags == dirty.mxcsr & ~status_flags
     assert_same_bits(logits, expected("mxfp4", "f16"))
 
 

@@ -6,7 +6,6 @@
 #include "numeric/dtype.h"
 #include "numeric/float_math.h"
 
-#define MIN_SHARED_ROWS 8
 /* Queries that share one conversion of a tile of keys. */
 #define MAX_BLOCK_QUERIES 128
 
@@ -64,11 +63,7 @@ enum gptoss_status gptoss_cpu_rope_append(struct gptoss_backend *base,
                                           const struct gptoss_rope_append *operation) {
     struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
     struct rope_append work = {backend->kernels, table, operation};
-    if (table->num_rows >= MIN_SHARED_ROWS)
-        return gptoss_cpu_run(backend, rope_append_task, &work, table->num_rows);
-    for (int64_t row = 0; row < table->num_rows; ++row)
-        rope_append_task(&work, row, 0);
-    return GPTOSS_OK;
+    return gptoss_cpu_run_rows(backend, rope_append_task, &work, table->num_rows, table->num_rows);
 }
 
 /* ---- attention ---- */

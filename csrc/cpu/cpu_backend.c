@@ -10,6 +10,8 @@
 
 /* Ctrl-C is to work within 100 ms; tasks last a few milliseconds at most. */
 #define POLL_NANOSECONDS 20000000u
+/* Rows from which a loop over rows is worth the threads' waking. */
+#define MIN_SHARED_ROWS 8
 
 enum gptoss_status gptoss_scratch_reserve(struct gptoss_scratch *scratch, uint64_t num_bytes) {
     if (num_bytes <= scratch->num_bytes)
@@ -84,6 +86,15 @@ enum gptoss_status gptoss_cpu_run(struct gptoss_cpu_backend *backend, gptoss_tas
     bool all = gptoss_thread_pool_run(backend->pool, function, context, num_tasks,
                                       backend->poll != NULL ? poll_in_time : NULL, backend);
     return all ? GPTOSS_OK : GPTOSS_ERROR_INTERRUPTED;
+}
+
+enum gptoss_status gptoss_cpu_run_rows(struct gptoss_cpu_backend *backend, gptoss_task_fn *function,
+                                       void *context, int64_t num_tasks, int64_t num_rows) {
+    if (num_rows >= MIN_SHARED_ROWS)
+        return gptoss_cpu_run(backend, function, context, num_tasks);
+    for (int64_t task = 0; task < num_tasks; ++task)
+        function(context, task, 0);
+    return GPTOSS_OK;
 }
 
 /* After fork() the child's memory holds the parent's pool without its threads, and the turn as some

@@ -60,6 +60,9 @@ enum gptoss_status gptoss_cpu_backend_create(const struct gptoss_kernels *kernel
 /* Runs tasks on the pool; GPTOSS_ERROR_INTERRUPTED once the caller's poll asked to stop. */
 enum gptoss_status gptoss_cpu_run(struct gptoss_cpu_backend *backend, gptoss_task_fn *function,
                                   void *context, int64_t num_tasks);
+/* The same for light tasks of num_rows rows: few rows are not worth waking the threads for. */
+enum gptoss_status gptoss_cpu_run_rows(struct gptoss_cpu_backend *backend, gptoss_task_fn *function,
+                                       void *context, int64_t num_tasks, int64_t num_rows);
 /* At least num_bytes in the scratch; contents are lost when it grows. */
 enum gptoss_status gptoss_scratch_reserve(struct gptoss_scratch *scratch, uint64_t num_bytes);
 /* The same for every thread's. */

@@ -7,7 +7,6 @@
 #include "numeric/dtype.h"
 #include "numeric/float_math.h"
 
-#define MIN_SHARED_ROWS 8
 /* Floats of a piece of a row when the experts' outputs are summed. */
 #define SUM_PIECE 1024
 
@@ -209,9 +208,5 @@ enum gptoss_status gptoss_cpu_expert_down(struct gptoss_backend *base,
         .num_chosen = operation->num_chosen,
     };
     int64_t num_tasks = table->num_rows * work.pieces;
-    if (table->num_rows >= MIN_SHARED_ROWS)
-        return gptoss_cpu_run(backend, weighted_sum_task, &work, num_tasks);
-    for (int64_t task = 0; task < num_tasks; ++task)
-        weighted_sum_task(&work, task, 0);
-    return GPTOSS_OK;
+    return gptoss_cpu_run_rows(backend, weighted_sum_task, &work, num_tasks, table->num_rows);
 }

@@ -4,9 +4,6 @@
 #include "cpu/cpu_backend.h"
 #include "numeric/dtype.h"
 
-/* Rows from which a loop over rows is worth the threads' waking. */
-#define MIN_SHARED_ROWS 8
-
 struct norm_rows {
     const struct gptoss_kernels *kernels;
     const float *x, *gain;
@@ -32,11 +29,7 @@ enum gptoss_status gptoss_cpu_norm_rows(struct gptoss_cpu_backend *backend, cons
         return status;
     gptoss_decode_elements(gain->dtype, gain->data, (size_t)n, backend->decoded.memory);
     struct norm_rows work = {backend->kernels, x, backend->decoded.memory, normed, n, epsilon};
-    if (num_rows >= MIN_SHARED_ROWS)
-        return gptoss_cpu_run(backend, norm_task, &work, num_rows);
-    for (int64_t row = 0; row < num_rows; ++row)
-        norm_task(&work, row, 0);
-    return GPTOSS_OK;
+    return gptoss_cpu_run_rows(backend, norm_task, &work, num_rows, num_rows);
 }
 
 static struct gptoss_product dense_product(const struct gptoss_weight *weight,
