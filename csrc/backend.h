@@ -15,7 +15,7 @@
 
 /* Weights as the checkpoint holds them: num_matrices (1, or one an expert) matrices of num_rows
  * outputs and num_columns inputs, matrix_bytes apart. transposed: stored [inputs][outputs]. scales:
- * MXFP4 only, one byte a 32-column block. */
+ * MXFP4 only (not MXFP4_GGUF), one byte a 32-column block. */
 struct gptoss_weight {
     enum gptoss_dtype dtype;
     bool transposed;
@@ -110,13 +110,13 @@ struct gptoss_route {
     struct gptoss_buffer *weights; /* [rows][num_chosen] */
 };
 
-/* For every row and rank: out = swiglu(weight[expert] x + bias[expert]), gate and up rows
- * interleaved. */
+/* For every row and rank: out = swiglu(weight[expert] x + bias[expert]). Without up, rows of gate
+ * and up are interleaved in weight and bias; with it, weight and bias are the gate's. */
 struct gptoss_expert_gate_up {
     struct gptoss_buffer *x, *experts;
     int32_t num_chosen;
-    const struct gptoss_weight *weight;
-    const struct gptoss_vector *bias;
+    const struct gptoss_weight *weight, *up; /* up: NULL, or the shape of weight */
+    const struct gptoss_vector *bias, *up_bias;
     float limit, alpha;
     struct gptoss_buffer *out; /* [rows][num_chosen][intermediate] */
 };

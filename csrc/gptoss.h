@@ -67,7 +67,11 @@ enum gptoss_dtype {
     GPTOSS_DTYPE_F8_E4M3 = 13,
     GPTOSS_DTYPE_F8_E5M2 = 14,
     GPTOSS_DTYPE_MXFP4 =
-        15 /* codes in 32-element blocks and a separate plane of E8M0 scales; no file dtype */
+        15, /* codes in 32-element blocks and a separate plane of E8M0 scales; no file dtype */
+    /* Blocks of 32 elements, as GGUF files hold them. */
+    GPTOSS_DTYPE_Q8_0 = 16,      /* 34 bytes: an f16 scale, 32 int8 codes */
+    GPTOSS_DTYPE_MXFP4_GGUF = 17 /* 17 bytes: an E8M0 scale, 16 bytes of codes; byte j holds element
+                                    j in its low nibble and element j + 16 in its high one */
 };
 
 enum gptoss_rope_scaling { GPTOSS_ROPE_PLAIN = 0, GPTOSS_ROPE_YARN = 1 };

@@ -47,12 +47,22 @@ struct gptoss_matrix gptoss_matrix_at(const struct gptoss_weight *weight, int64_
         .num_columns = weight->num_columns,
         .data = weight->data + (uint64_t)index * weight->matrix_bytes,
     };
-    if (weight->dtype == GPTOSS_DTYPE_MXFP4) {
+    switch (weight->dtype) {
+    case GPTOSS_DTYPE_MXFP4:
         matrix.layout = GPTOSS_LAYOUT_MXFP4;
         matrix.row_bytes = weight->num_columns / 2;
         matrix.scales = weight->scales + (uint64_t)index * weight->scale_matrix_bytes;
         matrix.scale_row_bytes = weight->num_columns / 32;
         return matrix;
+    case GPTOSS_DTYPE_MXFP4_GGUF:
+        matrix.layout = GPTOSS_LAYOUT_MXFP4_GGUF;
+        matrix.row_bytes = weight->num_columns / 32 * 17;
+        return matrix;
+    case GPTOSS_DTYPE_Q8_0:
+        matrix.layout = GPTOSS_LAYOUT_Q8_0;
+        matrix.row_bytes = weight->num_columns / 32 * 34;
+        return matrix;
+    default: break;
     }
     enum gptoss_layout layout = weight->dtype == GPTOSS_DTYPE_F32   ? GPTOSS_LAYOUT_F32
                                 : weight->dtype == GPTOSS_DTYPE_F16 ? GPTOSS_LAYOUT_F16

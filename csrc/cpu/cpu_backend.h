@@ -73,32 +73,6 @@ const uint8_t *gptoss_vector_at(const struct gptoss_vector *vector, int64_t inde
 /* One matrix (of one expert) as the kernels take it. */
 struct gptoss_matrix gptoss_matrix_at(const struct gptoss_weight *weight, int64_t index);
 
-/* One matrix product: for every token i, out line = matrix * x line + bias, where the x line is
- * number x_lines[i] (i if NULL) and the out line number out_lines[i]. All lines of out differ. */
-enum gptoss_product_end {
-    GPTOSS_PRODUCT_STORE,
-    GPTOSS_PRODUCT_ADD,   /* out += the result */
-    GPTOSS_PRODUCT_SWIGLU /* rows are gate and up in turn; half as many results */
-};
-struct gptoss_product {
-    struct gptoss_matrix matrix;
-    const uint8_t *bias; /* NULL: none */
-    enum gptoss_dtype bias_dtype;
-    int64_t num_tokens;
-    const float *x;
-    int64_t x_stride;
-    const int32_t *x_lines;
-    float *out;
-    int64_t out_stride;
-    const int32_t *out_lines;
-    enum gptoss_product_end end;
-    float limit, alpha; /* of SWIGLU */
-    int64_t packed;     /* set by gptoss_cpu_multiply: where the input lies, in floats */
-};
-/* All products at once, spread over the threads. */
-enum gptoss_status gptoss_cpu_multiply(struct gptoss_cpu_backend *backend,
-                                       struct gptoss_product *products, int32_t num_products);
-
 /* normed line r = rms_norm(x line r) * gain for num_rows rows of n floats. */
 enum gptoss_status gptoss_cpu_norm_rows(struct gptoss_cpu_backend *backend, const float *x,
                                         float *normed, const struct gptoss_vector *gain,

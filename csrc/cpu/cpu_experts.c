@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "cpu/cpu_backend.h"
+#include "cpu/cpu_multiply.h"
 #include "numeric/dtype.h"
 #include "numeric/float_math.h"
 
@@ -106,10 +106,12 @@ static enum gptoss_status group_by_expert(struct gptoss_cpu_backend *backend,
     return GPTOSS_OK;
 }
 
-/* Products of the experts that were chosen at all, as model does them; returns how many. */
+/* Products of the experts that were chosen at all, as model does them; returns how many. up: NULL
+ * for a single matrix. */
 static int32_t expert_products(const struct groups *groups, const struct gptoss_weight *weight,
-                               const struct gptoss_vector *bias, const struct gptoss_product *model,
-                               const int32_t *x_lines) {
+                               const struct gptoss_vector *bias, const struct gptoss_weight *up,
+                               const struct gptoss_vector *up_bias,
+                               const struct gptoss_product *model, const int32_t *x_lines) {
     int32_t num_products = 0;
     for (int32_t expert = 0; expert < groups->num_experts; ++expert) {
         int32_t start = groups->start[expert], num_tokens = groups->start[expert + 1] - start;
@@ -120,6 +122,10 @@ static int32_t expert_products(const struct groups *groups, const struct gptoss_
         product->matrix = gptoss_matrix_at(weight, expert);
         product->bias = gptoss_vector_at(bias, expert);
         product->bias_dtype = bias->dtype;
+        if (up != NULL) {
+            product->up = gptoss_matrix_at(up, expert);
+            product->up_bias = gptoss_vector_at(up_bias, expert);
+        }
         product->num_tokens = num_tokens;
         product->x_lines = x_lines + start;
         product->out_lines = groups->routes + start;
@@ -142,12 +148,13 @@ enum gptoss_status gptoss_cpu_expert_gate_up(struct gptoss_backend *base,
         .x = gptoss_buffer_floats(operation->x),
         .x_stride = weight->num_columns,
         .out = gptoss_buffer_floats(operation->out),
-        .out_stride = weight->num_rows / 2,
+        .out_stride = operation->up != NULL ? weight->num_rows : weight->num_rows / 2,
         .end = GPTOSS_PRODUCT_SWIGLU,
         .limit = operation->limit,
         .alpha = operation->alpha,
     };
-    int32_t num_products = expert_products(&groups, weight, operation->bias, &model, groups.rows);
+    int32_t num_products = expert_products(&groups, weight, operation->bias, operation->up,
+                                           operation->up_bias, &model, groups.rows);
     return gptoss_cpu_multiply(backend, groups.products, num_products);
 }
 
@@ -193,7 +200,8 @@ enum gptoss_status gptoss_cpu_expert_down(struct gptoss_backend *base,
         .out = gptoss_buffer_floats(operation->outputs),
         .out_stride = weight->num_rows,
     };
-    int32_t num_products = expert_products(&groups, weight, operation->bias, &model, groups.routes);
+    int32_t num_products =
+        expert_products(&groups, weight, operation->bias, NULL, NULL, &model, groups.routes);
     status = gptoss_cpu_multiply(backend, groups.products, num_products);
     if (status != GPTOSS_OK)
         return status;

@@ -1,7 +1,7 @@
 /* Embedding, norms and dense matrix products. */
 #include <string.h>
 
-#include "cpu/cpu_backend.h"
+#include "cpu/cpu_multiply.h"
 #include "numeric/dtype.h"
 
 struct norm_rows {
@@ -53,12 +53,12 @@ enum gptoss_status gptoss_cpu_embed(struct gptoss_backend *base,
     (void)base;
     const struct gptoss_weight *embedding = operation->embedding;
     int64_t hidden = embedding->num_columns;
-    uint64_t row_bytes = (uint64_t)hidden * gptoss_dtype_bytes(embedding->dtype);
+    uint64_t row_bytes = gptoss_dtype_row_bytes(embedding->dtype, (uint64_t)hidden);
     float *out = gptoss_buffer_floats(operation->out);
     for (int64_t row = 0; row < table->num_rows; ++row)
-        gptoss_decode_elements(embedding->dtype,
-                               embedding->data + (uint64_t)table->rows[row].token * row_bytes,
-                               (size_t)hidden, out + row * hidden);
+        gptoss_decode_row(embedding->dtype,
+                          embedding->data + (uint64_t)table->rows[row].token * row_bytes, NULL,
+                          (size_t)hidden, out + row * hidden);
     return GPTOSS_OK;
 }
 

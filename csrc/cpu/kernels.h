@@ -7,7 +7,8 @@
  * Lane order. A dot product keeps 16 partial sums. A weight layout names its group of 16 * per_lane
  * consecutive elements; lane l owns elements l * per_lane .. l * per_lane + per_lane - 1 of every
  * group, in that order. The elements of one lane, group after group, are its chain. Unscaled
- * layouts have per_lane 1; MXFP4 has 8 (group 128).
+ * layouts have per_lane 1; MXFP4 has 8 (group 128), and in its GGUF form a lane's 8 elements are
+ * those of its dword of codes, which are not neighbours (gptoss_lane_element).
  *
  *     unscaled:  p[l] = fma(w, x, p[l])                      over the chain
  *     MXFP4:     t = +0; t = fma(code, x, t) over the lane's elements of the group; p[l] =
@@ -32,13 +33,16 @@ enum gptoss_layout {
     GPTOSS_LAYOUT_BF16_TRANSPOSED,
     GPTOSS_LAYOUT_MXFP4, /* 16 bytes of codes a block of 32, low nibble first; scales in a plane of
                             their own */
+    GPTOSS_LAYOUT_MXFP4_GGUF, /* blocks of 17 bytes: the scale, then 16 bytes of codes */
+    GPTOSS_LAYOUT_Q8_0, /* blocks of 34 bytes: an f16 scale d, then 32 int8 codes q. Unscaled in the
+                           sense of this page: the weight d * q is exact in float32 */
     GPTOSS_NUM_LAYOUTS
 };
 
 /* One weight matrix: num_rows outputs, num_columns inputs. */
 struct gptoss_matrix {
     enum gptoss_layout layout;
-    int64_t num_rows, num_columns; /* MXFP4: num_columns is a multiple of 32 */
+    int64_t num_rows, num_columns; /* block layouts: num_columns is a multiple of 32 */
     const uint8_t *data;
     int64_t
         row_bytes; /* from one stored row to the next (transposed: one stored row is one input) */
@@ -46,11 +50,21 @@ struct gptoss_matrix {
     int64_t scale_row_bytes; /* MXFP4 */
 };
 
-static inline int gptoss_layout_per_lane(enum gptoss_layout layout) {
-    return layout == GPTOSS_LAYOUT_MXFP4 ? 8 : 1;
-}
 static inline bool gptoss_layout_is_scaled(enum gptoss_layout layout) {
-    return layout == GPTOSS_LAYOUT_MXFP4;
+    return layout == GPTOSS_LAYOUT_MXFP4 || layout == GPTOSS_LAYOUT_MXFP4_GGUF;
+}
+static inline int gptoss_layout_per_lane(enum gptoss_layout layout) {
+    return gptoss_layout_is_scaled(layout) ? 8 : 1;
+}
+/* Which element of a group is number i of a lane's. */
+static inline int64_t gptoss_lane_element(enum gptoss_layout layout, int lane, int i) {
+    if (layout == GPTOSS_LAYOUT_MXFP4_GGUF)
+        return lane / 4 * 32 + lane % 4 * 4 + i / 2 + i % 2 * 16;
+    return (int64_t)lane * gptoss_layout_per_lane(layout) + i;
+}
+/* Whether inputs of both are packed alike. */
+static inline bool gptoss_layouts_share_input(enum gptoss_layout a, enum gptoss_layout b) {
+    return a == b || (!gptoss_layout_is_scaled(a) && !gptoss_layout_is_scaled(b));
 }
 /* Groups a row has, the short last one included. */
 static inline int64_t gptoss_num_groups(int64_t num_columns, int per_lane) {
@@ -65,7 +79,7 @@ static inline int64_t gptoss_chain_length(int64_t num_columns, int per_lane, int
 
 /* ---- matrix times one vector ----
  * x_lanes: the input in lane order, whole groups, absent elements +0:
- *     x_lanes[g * 16 * per_lane + i * 16 + l] = x[g * 16 * per_lane + l * per_lane + i]
+ *     x_lanes[g * 16 * per_lane + i * 16 + l] = x[g * 16 * per_lane + lane_element(l, i)]
  * out[r - first_row] = dot(row r, x) for the num_rows rows from first_row. */
 typedef void gptoss_matvec_fn(const struct gptoss_matrix *matrix, int64_t first_row,
                               int64_t num_rows, const float *x_lanes, float *out);

@@ -177,18 +177,17 @@ static void decode_row(const struct gptoss_weight *weight, int64_t matrix, int64
                        float *out) {
     uint64_t columns = (uint64_t)weight->num_columns;
     const uint8_t *data = weight->data + (uint64_t)matrix * weight->matrix_bytes;
-    if (weight->dtype == GPTOSS_DTYPE_MXFP4) {
-        const uint8_t *scales = weight->scales + (uint64_t)matrix * weight->scale_matrix_bytes;
-        gptoss_decode_mxfp4(data + (uint64_t)row * columns / 2,
-                            scales + (uint64_t)row * columns / 32, columns / 32, out);
+    if (!weight->transposed) {
+        const uint8_t *scales = NULL;
+        if (weight->dtype == GPTOSS_DTYPE_MXFP4)
+            scales = weight->scales + (uint64_t)matrix * weight->scale_matrix_bytes +
+                     (uint64_t)row * columns / 32;
+        gptoss_decode_row(weight->dtype,
+                          data + (uint64_t)row * gptoss_dtype_row_bytes(weight->dtype, columns),
+                          scales, columns, out);
         return;
     }
     size_t element = gptoss_dtype_bytes(weight->dtype);
-    if (!weight->transposed) {
-        gptoss_decode_elements(weight->dtype, data + (uint64_t)row * columns * element, columns,
-                               out);
-        return;
-    }
     for (uint64_t column = 0; column < columns; ++column)
         gptoss_decode_elements(
             weight->dtype, data + (column * (uint64_t)weight->num_rows + (uint64_t)row) * element,

@@ -14,6 +14,7 @@ static const struct {
     [GPTOSS_DTYPE_U64] = {"U64", 8},         [GPTOSS_DTYPE_I64] = {"I64", 8},
     [GPTOSS_DTYPE_BOOL] = {"BOOL", 1},       [GPTOSS_DTYPE_F8_E4M3] = {"F8_E4M3", 1},
     [GPTOSS_DTYPE_F8_E5M2] = {"F8_E5M2", 1}, [GPTOSS_DTYPE_MXFP4] = {"MXFP4", 0},
+    [GPTOSS_DTYPE_Q8_0] = {"Q8_0", 0},       [GPTOSS_DTYPE_MXFP4_GGUF] = {"MXFP4_GGUF", 0},
 };
 
 const char *gptoss_dtype_name(enum gptoss_dtype dtype) {
@@ -87,5 +88,44 @@ void gptoss_decode_mxfp4(const uint8_t *blocks, const uint8_t *scales, size_t nu
             out[32 * b + 2 * k] = gptoss_e2m1_values[blocks[16 * b + k] & 15] * scale;
             out[32 * b + 2 * k + 1] = gptoss_e2m1_values[blocks[16 * b + k] >> 4] * scale;
         }
+    }
+}
+
+uint64_t gptoss_dtype_row_bytes(enum gptoss_dtype dtype, uint64_t num_elements) {
+    switch (dtype) {
+    case GPTOSS_DTYPE_MXFP4: return num_elements / 2;
+    case GPTOSS_DTYPE_MXFP4_GGUF: return num_elements / 32 * 17;
+    case GPTOSS_DTYPE_Q8_0: return num_elements / 32 * 34;
+    default: return num_elements * gptoss_dtype_bytes(dtype);
+    }
+}
+
+static void decode_mxfp4_gguf(const uint8_t *block, size_t num_blocks, float *out) {
+    for (; num_blocks > 0; --num_blocks, block += 17, out += 32) {
+        float scale = gptoss_float_from_e8m0(block[0]);
+        for (size_t k = 0; k < 16; ++k) {
+            out[k] = gptoss_e2m1_values[block[1 + k] & 15] * scale;
+            out[k + 16] = gptoss_e2m1_values[block[1 + k] >> 4] * scale;
+        }
+    }
+}
+
+static void decode_q8_0(const uint8_t *block, size_t num_blocks, float *out) {
+    for (; num_blocks > 0; --num_blocks, block += 34, out += 32) {
+        uint16_t bits;
+        memcpy(&bits, block, 2);
+        float scale = gptoss_float_from_f16(bits);
+        for (size_t k = 0; k < 32; ++k)
+            out[k] = scale * (float)(int8_t)block[2 + k];
+    }
+}
+
+void gptoss_decode_row(enum gptoss_dtype dtype, const uint8_t *data, const uint8_t *scales,
+                       size_t num_elements, float *out) {
+    switch (dtype) {
+    case GPTOSS_DTYPE_MXFP4: gptoss_decode_mxfp4(data, scales, num_elements / 32, out); break;
+    case GPTOSS_DTYPE_MXFP4_GGUF: decode_mxfp4_gguf(data, num_elements / 32, out); break;
+    case GPTOSS_DTYPE_Q8_0: decode_q8_0(data, num_elements / 32, out); break;
+    default: gptoss_decode_elements(dtype, data, num_elements, out);
     }
 }

@@ -37,11 +37,19 @@ static inline float gptoss_float_from_e8m0(uint8_t byte) {
 /* OCP MX v1.0 E2M1, codes 0..15; 8 is -0. */
 extern const float gptoss_e2m1_values[16];
 
+/* Bytes of num_elements in a row; for the block formats a multiple of 32. MXFP4: of its codes. */
+uint64_t gptoss_dtype_row_bytes(enum gptoss_dtype dtype, uint64_t num_elements);
+
 /* Elements of F32, F16 or BF16 to float32, exact. */
 void gptoss_decode_elements(enum gptoss_dtype dtype, const void *elements, size_t num_elements,
                             float *out);
 /* MXFP4 as Hugging Face stores it: 16 bytes a block, low nibble first; one scale byte a block. */
 void gptoss_decode_mxfp4(const uint8_t *blocks, const uint8_t *scales, size_t num_blocks,
                          float *out);
+
+/* A row of a weight in any format that is multiplied, num_elements as above. scales: MXFP4 only.
+ * Exact, but where an E8M0 scale makes an element infinite. */
+void gptoss_decode_row(enum gptoss_dtype dtype, const uint8_t *data, const uint8_t *scales,
+                       size_t num_elements, float *out);
 
 #endif

@@ -27,6 +27,8 @@ static const char *format_of(enum gptoss_dtype dtype) {
     case GPTOSS_DTYPE_U8:
     case GPTOSS_DTYPE_F8_E4M3:
     case GPTOSS_DTYPE_F8_E5M2:
+    case GPTOSS_DTYPE_Q8_0:
+    case GPTOSS_DTYPE_MXFP4_GGUF:
     case GPTOSS_DTYPE_MXFP4: break;
     }
     return "B";

@@ -21,6 +21,8 @@ static const char *const layout_names[GPTOSS_NUM_LAYOUTS] = {
     [GPTOSS_LAYOUT_F16_TRANSPOSED] = "f16_transposed",
     [GPTOSS_LAYOUT_BF16_TRANSPOSED] = "bf16_transposed",
     [GPTOSS_LAYOUT_MXFP4] = "mxfp4",
+    [GPTOSS_LAYOUT_MXFP4_GGUF] = "mxfp4_gguf",
+    [GPTOSS_LAYOUT_Q8_0] = "q8_0",
 };
 
 /* ---- the list ---- */
@@ -55,11 +57,14 @@ static bool append_kernel(PyObject *list, size_t isa, PyObject *operation) {
 }
 
 static bool append_level(PyObject *list, size_t isa) {
-    for (int layout = 0; layout < GPTOSS_NUM_LAYOUTS; ++layout)
+    for (int layout = 0; layout < GPTOSS_NUM_LAYOUTS; ++layout) {
+        if (gptoss_kernels_at(isa)->matvec[layout] == NULL)
+            continue;
         if (!append_kernel(list, isa, PyUnicode_FromFormat("matvec_%s", layout_names[layout])) ||
             !append_kernel(list, isa,
                            PyUnicode_FromFormat("expand_panel_%s", layout_names[layout])))
             return false;
+    }
     for (size_t i = 0; i < sizeof other_operations / sizeof other_operations[0]; ++i)
         if (!append_kernel(list, isa, PyUnicode_FromString(other_operations[i])))
             return false;

@@ -1,0 +1,77 @@
+/* Matrix products of the CPU back end, and the forms they are carried out in. */
+#ifndef GPTOSS_CPU_CPU_MULTIPLY_H
+#define GPTOSS_CPU_CPU_MULTIPLY_H
+
+#include "cpu/cpu_backend.h"
+
+struct gptoss_product_form;
+
+enum gptoss_product_end {
+    GPTOSS_PRODUCT_STORE,
+    GPTOSS_PRODUCT_ADD,      /* out += the result */
+    GPTOSS_PRODUCT_SWIGLU,   /* half as many results: rows are gate and up in turn, or with a
+                                matrix `up` gate rows alone */
+    GPTOSS_PRODUCT_SWIGLU_UP /* rows are up, out holds the gate */
+};
+
+/* One matrix product: for every token i, out line = matrix * x line + bias, where the x line is
+ * number x_lines[i] (i if NULL) and the out line number out_lines[i]. All lines of out differ. */
+struct gptoss_product {
+    struct gptoss_matrix matrix, up; /* up: data NULL if there is none, else the shape of matrix */
+    const uint8_t *bias, *up_bias;   /* NULL: none */
+    enum gptoss_dtype bias_dtype;
+    int64_t num_tokens;
+    const float *x;
+    int64_t x_stride;
+    const int32_t *x_lines;
+    float *out;
+    int64_t out_stride;
+    const int32_t *out_lines;
+    enum gptoss_product_end end;
+    float limit, alpha; /* of the two SWIGLU */
+    /* Set by gptoss_cpu_multiply. */
+    const struct gptoss_product_form *form;
+    const void *packed; /* the pieces of its input */
+};
+
+/* All products at once, spread over the threads. */
+enum gptoss_status gptoss_cpu_multiply(struct gptoss_cpu_backend *backend,
+                                       struct gptoss_product *products, int32_t num_products);
+
+/* ---- forms ---- */
+
+#define GPTOSS_MAX_TASK_ROWS 64
+
+/* A way to carry out products: what the input is packed into, and what multiplies it. A task is
+ * task_rows rows of a matrix (a multiple of 2) with all tokens. */
+struct gptoss_product_form {
+    int64_t task_rows, piece_tokens; /* rows of a task; tokens packed together */
+    int64_t (*piece_bytes)(const struct gptoss_product *product);
+    void (*pack)(const struct gptoss_product *product, int64_t piece, void *out);
+    bool (*layouts_share_input)(enum gptoss_layout a, enum gptoss_layout b);
+    uint64_t (*scratch_bytes)(const struct gptoss_product *product); /* of a thread */
+    /* bias: [num_rows] or NULL. Ends in gptoss_product_finish for every token. */
+    void (*multiply)(const struct gptoss_kernels *kernels, const struct gptoss_product *product,
+                     int64_t first_row, int64_t num_rows, const float *bias, void *scratch);
+};
+
+static inline int64_t gptoss_product_num_pieces(const struct gptoss_product *product) {
+    return (product->num_tokens + product->form->piece_tokens - 1) / product->form->piece_tokens;
+}
+static inline const float *gptoss_product_input(const struct gptoss_product *product,
+                                                int64_t token) {
+    int64_t line = product->x_lines == NULL ? token : product->x_lines[token];
+    return product->x + line * product->x_stride;
+}
+/* Adds the bias to one token's results for rows first_row .. and puts them where they belong;
+ * results is overwritten. */
+void gptoss_product_finish(const struct gptoss_kernels *kernels,
+                           const struct gptoss_product *product, int64_t token, int64_t first_row,
+                           int64_t num_rows, float *results, const float *bias);
+
+/* The form for so many tokens: each row of the matrix times each vector, read once from memory;
+ * or panels of rows expanded to float32 once and multiplied by all tokens, a tile at a time. Both
+ * keep the chains of kernels.h, so the choice never shows in the bits. */
+extern const struct gptoss_product_form gptoss_vector_form, gptoss_panel_form;
+
+#endif

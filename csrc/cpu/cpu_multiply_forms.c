@@ -1,0 +1,145 @@
+/* Few tokens: every row of the matrix times each vector. More: 32 rows are expanded to float32 once
+ * and multiplied by all tokens, 6 at a time. */
+#include <string.h>
+
+#include "cpu/cpu_multiply.h"
+
+/* Rows of a task of vector products: a few hundred kilobytes of weights, so that a second token
+ * finds them in cache. */
+#define VECTOR_TASK_ROWS 64
+
+enum { MAX_GROUP = GPTOSS_LANES * 8 };
+
+static int64_t padded_columns(const struct gptoss_product *product) {
+    int per_lane = gptoss_layout_per_lane(product->matrix.layout);
+    return gptoss_num_groups(product->matrix.num_columns, per_lane) * per_lane * GPTOSS_LANES;
+}
+
+/* ---- vectors ---- */
+
+static int64_t vector_bytes(const struct gptoss_product *product) {
+    return padded_columns(product) * (int64_t)sizeof(float);
+}
+
+/* out[g][i][lane] = x[group g, element i of the lane], +0 past the end. */
+static void pack_vector(const struct gptoss_product *product, int64_t token, void *out_bytes) {
+    const float *x = gptoss_product_input(product, token);
+    float *out = out_bytes;
+    enum gptoss_layout layout = product->matrix.layout;
+    int64_t num_columns = product->matrix.num_columns;
+    int per_lane = gptoss_layout_per_lane(layout), group = GPTOSS_LANES * per_lane;
+    if (per_lane == 1) {
+        memcpy(out, x, (size_t)num_columns * sizeof *out);
+        memset(out + num_columns, 0, (size_t)(padded_columns(product) - num_columns) * sizeof *out);
+        return;
+    }
+    int16_t elements[MAX_GROUP];
+    for (int at = 0; at < group; ++at)
+        elements[at] = (int16_t)gptoss_lane_element(layout, at % GPTOSS_LANES, at / GPTOSS_LANES);
+    for (int64_t first = 0; first < num_columns; first += group, out += group) {
+        int64_t left = num_columns - first;
+        for (int at = 0; at < group; ++at)
+            out[at] = elements[at] < left ? x[first + elements[at]] : 0.0f;
+    }
+}
+
+static uint64_t no_scratch(const struct gptoss_product *product) {
+    (void)product;
+    return 0;
+}
+
+static void multiply_vectors(const struct gptoss_kernels *kernels,
+                             const struct gptoss_product *product, int64_t first_row,
+                             int64_t num_rows, const float *bias, void *scratch) {
+    (void)scratch;
+    const float *packed = product->packed;
+    float results[VECTOR_TASK_ROWS];
+    for (int64_t token = 0; token < product->num_tokens; ++token) {
+        kernels->matvec[product->matrix.layout](&product->matrix, first_row, num_rows,
+                                                packed + token * padded_columns(product), results);
+        gptoss_product_finish(kernels, product, token, first_row, num_rows, results, bias);
+    }
+}
+
+const struct gptoss_product_form gptoss_vector_form = {
+    .task_rows = VECTOR_TASK_ROWS,
+    .piece_tokens = 1,
+    .piece_bytes = vector_bytes,
+    .pack = pack_vector,
+    .layouts_share_input = gptoss_layouts_share_input,
+    .scratch_bytes = no_scratch,
+    .multiply = multiply_vectors,
+};
+
+/* ---- panels ---- */
+
+#define RESULT_FLOATS (GPTOSS_MAX_TILES * GPTOSS_TILE_TOKENS * GPTOSS_PANEL_ROWS)
+
+static int64_t tile_bytes(const struct gptoss_product *product) {
+    return vector_bytes(product) * GPTOSS_TILE_TOKENS;
+}
+
+/* out[lane][g * per_lane + i][token], +0 past the last column and the last token. */
+static void pack_tile(const struct gptoss_product *product, int64_t tile, void *out_bytes) {
+    float *out = out_bytes;
+    enum gptoss_layout layout = product->matrix.layout;
+    int64_t num_columns = product->matrix.num_columns;
+    int per_lane = gptoss_layout_per_lane(layout), group = GPTOSS_LANES * per_lane;
+    int64_t num_groups = gptoss_num_groups(num_columns, per_lane);
+    int64_t first = tile * GPTOSS_TILE_TOKENS, left = product->num_tokens - first;
+    const float *lines[GPTOSS_TILE_TOKENS];
+    for (int64_t t = 0; t < GPTOSS_TILE_TOKENS; ++t)
+        lines[t] = t < left ? gptoss_product_input(product, first + t) : NULL;
+    for (int lane = 0; lane < GPTOSS_LANES; ++lane)
+        for (int64_t g = 0; g < num_groups; ++g)
+            for (int i = 0; i < per_lane; ++i, out += GPTOSS_TILE_TOKENS) {
+                int64_t element = g * group + gptoss_lane_element(layout, lane, i);
+                for (int64_t t = 0; t < GPTOSS_TILE_TOKENS; ++t)
+                    out[t] = lines[t] != NULL && element < num_columns ? lines[t][element] : 0.0f;
+            }
+}
+
+static uint64_t panel_scratch_bytes(const struct gptoss_product *product) {
+    int per_lane = gptoss_layout_per_lane(product->matrix.layout);
+    uint64_t num_floats = (uint64_t)gptoss_panel_num_values(product->matrix.num_columns, per_lane) +
+                          (uint64_t)gptoss_panel_num_scales(product->matrix.num_columns, per_lane) +
+                          RESULT_FLOATS + GPTOSS_MULTIPLY_SCRATCH;
+    return num_floats * sizeof(float);
+}
+
+static void multiply_panel(const struct gptoss_kernels *kernels,
+                           const struct gptoss_product *product, int64_t first_row,
+                           int64_t num_rows, const float *bias, void *memory) {
+    int per_lane = gptoss_layout_per_lane(product->matrix.layout);
+    bool scaled = gptoss_layout_is_scaled(product->matrix.layout);
+    float *results = memory, *scratch = results + RESULT_FLOATS,
+          *values = scratch + GPTOSS_MULTIPLY_SCRATCH;
+    struct gptoss_panel panel = {
+        .num_columns = product->matrix.num_columns, .per_lane = per_lane, .values = values};
+    if (scaled)
+        panel.scales = values + gptoss_panel_num_values(panel.num_columns, per_lane);
+    kernels->expand_panel[product->matrix.layout](&product->matrix, first_row, num_rows, &panel);
+    int64_t tile_floats = padded_columns(product) * GPTOSS_TILE_TOKENS;
+    int64_t all_tiles = gptoss_product_num_pieces(product);
+    for (int64_t tile = 0; tile < all_tiles; tile += GPTOSS_MAX_TILES) {
+        int64_t num_tiles =
+            all_tiles - tile < GPTOSS_MAX_TILES ? all_tiles - tile : GPTOSS_MAX_TILES;
+        const float *x_tiles = (const float *)product->packed + tile * tile_floats;
+        (scaled ? kernels->multiply_panel_scaled
+                : kernels->multiply_panel_unscaled)(&panel, x_tiles, num_tiles, results, scratch);
+        int64_t first = tile * GPTOSS_TILE_TOKENS, left = product->num_tokens - first;
+        for (int64_t t = 0; t < num_tiles * GPTOSS_TILE_TOKENS && t < left; ++t)
+            gptoss_product_finish(kernels, product, first + t, first_row, num_rows,
+                                  results + t * GPTOSS_PANEL_ROWS, bias);
+    }
+}
+
+const struct gptoss_product_form gptoss_panel_form = {
+    .task_rows = GPTOSS_PANEL_ROWS,
+    .piece_tokens = GPTOSS_TILE_TOKENS,
+    .piece_bytes = tile_bytes,
+    .pack = pack_tile,
+    .layouts_share_input = gptoss_layouts_share_input,
+    .scratch_bytes = panel_scratch_bytes,
+    .multiply = multiply_panel,
+};
