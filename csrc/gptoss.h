@@ -135,6 +135,9 @@ size_t gptoss_num_cpu_features(void);
 const char *gptoss_cpu_feature(size_t index, bool *available_out);
 /* Processors this process may use now: affinity mask and cgroup quota. */
 int gptoss_usable_cpus(void);
+/* Physical cores among them: what a model takes by default. The threads of a core count once, the
+ * slow cores of a hybrid processor not at all. */
+int gptoss_usable_cores(void);
 
 /* ---- model ---- */
 
@@ -143,7 +146,7 @@ struct gptoss_model_options {
     const char *device;    /* NULL or "cpu" */
     const char *isa;       /* NULL: the best available */
     const char *precision; /* NULL or "fp32" */
-    int num_threads;       /* 0: gptoss_usable_cpus() */
+    int num_threads;       /* 0: gptoss_usable_cores() */
     bool read_files;       /* read the weights into memory instead of mapping the files */
     gptoss_poll_fn poll;   /* only while reading files */
     void *poll_user;

@@ -108,7 +108,8 @@ class Model:
             model that comes with gptoss, or a name such as "openai/gpt-oss-20b" in the local
             Hugging Face cache. Nothing is downloaded.
         device: "cpu".
-        threads: how many to compute with; by default the CPUs that this process may use.
+        threads: how many to compute with; by default the physical cores
+            that this process may use.
         isa: the instruction set, by default the best there is (gptoss doctor lists them). Results
             are the same bits.
         precision: "fp32".

@@ -47,19 +47,28 @@ static struct gptoss_product dense_product(const struct gptoss_weight *weight,
     };
 }
 
+struct embedding {
+    const struct gptoss_row *rows;
+    const struct gptoss_embed *operation;
+};
+
+static void embed_task(void *context, int64_t row, int thread) {
+    (void)thread;
+    const struct embedding *work = context;
+    const struct gptoss_weight *embedding = work->operation->embedding;
+    uint64_t hidden = (uint64_t)embedding->num_columns;
+    uint64_t row_bytes = gptoss_dtype_row_bytes(embedding->dtype, hidden);
+    gptoss_decode_row(embedding->dtype,
+                      embedding->data + (uint64_t)work->rows[row].token * row_bytes, NULL, hidden,
+                      gptoss_buffer_floats(work->operation->out) + row * (int64_t)hidden);
+}
+
 enum gptoss_status gptoss_cpu_embed(struct gptoss_backend *base,
                                     const struct gptoss_row_table *table,
                                     const struct gptoss_embed *operation) {
-    (void)base;
-    const struct gptoss_weight *embedding = operation->embedding;
-    int64_t hidden = embedding->num_columns;
-    uint64_t row_bytes = gptoss_dtype_row_bytes(embedding->dtype, (uint64_t)hidden);
-    float *out = gptoss_buffer_floats(operation->out);
-    for (int64_t row = 0; row < table->num_rows; ++row)
-        gptoss_decode_row(embedding->dtype,
-                          embedding->data + (uint64_t)table->rows[row].token * row_bytes, NULL,
-                          (size_t)hidden, out + row * hidden);
-    return GPTOSS_OK;
+    struct embedding work = {table->rows, operation};
+    return gptoss_cpu_run_rows((struct gptoss_cpu_backend *)base, embed_task, &work,
+                               table->num_rows, table->num_rows);
 }
 
 enum gptoss_status gptoss_cpu_norm_linear(struct gptoss_backend *base,

@@ -71,7 +71,7 @@ static enum gptoss_status create_backend(struct gptoss_model *model,
         return GPTOSS_ERROR_ARGUMENT;
     }
     model->isa = kernels->isa;
-    model->num_threads = options->num_threads > 0 ? options->num_threads : gptoss_usable_cpus();
+    model->num_threads = options->num_threads > 0 ? options->num_threads : gptoss_usable_cores();
     return gptoss_cpu_backend_create(kernels, model->num_threads, &model->backend, error);
 }
 

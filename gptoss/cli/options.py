@@ -17,7 +17,7 @@ Threads = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Threads to use; default: the CPUs this process may use.",
+        help="Threads to use; default: the physical cores this process may use.",
         rich_help_panel=_ENGINE,
     ),
 ]
