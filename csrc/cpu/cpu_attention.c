@@ -330,10 +330,9 @@ static enum gptoss_status cut_parts(struct attention *work) {
     int64_t possible = work->max_tiles / MIN_PART_TILES;
     if (possible < 2)
         return GPTOSS_OK;
-    uint64_t kept_bytes =
-        (uint64_t)(num_tasks * work->max_tiles *
-                   results_floats(work->max_queries, work->operation->head_dim)) *
-        sizeof(float);
+    uint64_t kept_bytes = (uint64_t)(num_tasks * work->max_tiles *
+                                     results_floats(work->max_queries, work->operation->head_dim)) *
+                          sizeof(float);
     if (kept_bytes > MAX_KEPT_BYTES)
         return GPTOSS_OK;
     GPTOSS_TRY(gptoss_scratch_reserve(&backend->packed, kept_bytes));

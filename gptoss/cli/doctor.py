@@ -153,7 +153,8 @@ def _machine_table(facts: dict[str, Any]) -> Table:
         ("features", " ".join(facts["cpu_features"]) or "none"),
         (
             "usable CPUs",
-            f"{cpus['usable']}, on {cpus['cores']} cores (system {cpus['system']}, affinity {cpus['affinity']}, {quota})",
+            f"{cpus['usable']} on {cpus['cores']} cores (system {cpus['system']}, "
+            f"affinity {cpus['affinity']}, {quota})",
         ),
         ("compiled for", ", ".join(isas)),
         ("runs with", facts["isa"] or "nothing: the model did not open"),
