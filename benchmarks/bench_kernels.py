@@ -91,7 +91,7 @@ def random_bits(rng: np.random.Generator, layout: str, num_rows: int) -> kernels
 
 def bench_matvec(isa: str, operation: str, layout: str, cores: Cores) -> Iterator[Result]:
     rng = np.random.default_rng(0)
-    x = kernels.pack_lanes(kernels.random_input(rng, COLUMNS)[0], kernels.per_lane(layout))
+    x = kernels.pack_lanes(kernels.random_input(rng, COLUMNS)[0], layout)
     row = kernels.random_matrix(rng, layout, 1, COLUMNS)
     row_bytes = row.data.nbytes + row.scales.nbytes
 
@@ -136,7 +136,7 @@ def bench_multiply_panel(isa: str, operation: str, kind: str, cores: Cores) -> I
     panel = kernels.expand_panel(isa, matrix)
     for num_tokens in TOKENS:
         x = kernels.random_input(rng, COLUMNS, num_tokens=num_tokens)
-        tiles = kernels.pack_tiles(x, panel.lane_elements)
+        tiles = kernels.pack_tiles(x, panel.layout)
         out = np.empty((num_tokens, kernels.PANEL_ROWS), np.float32)
         arguments = (isa, COLUMNS, panel.values, panel.scales, tiles, len(tiles), out)
         elapsed = seconds(lambda: _core.kernel_multiply_panel(*arguments))  # noqa: B023

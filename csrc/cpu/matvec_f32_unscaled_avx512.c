@@ -1,5 +1,6 @@
-/* out[r] = dot(row r, x) over rows of f32, f16 or bf16: lane l of one register is p[l] = fma(w, x,
- * p[l]), then the tree. Several rows at once share the loads of x and hide the latency of fma. */
+/* out[r] = dot(row r, x) over rows of f32, f16, bf16 or Q8_0: lane l of one register is p[l] =
+ * fma(w, x, p[l]), then the tree. Several rows at once share the loads of x and hide the latency of
+ * fma. */
 #include "cpu/kernels.h"
 #include "cpu/simd_avx512.h"
 
@@ -39,7 +40,8 @@ GPTOSS_INLINE void matvec(const struct gptoss_matrix *matrix, int64_t first_row,
                  1, load);
 }
 
-gptoss_matvec_fn GPTOSS_KERNEL(matvec_f32), GPTOSS_KERNEL(matvec_f16), GPTOSS_KERNEL(matvec_bf16);
+gptoss_matvec_fn GPTOSS_KERNEL(matvec_f32), GPTOSS_KERNEL(matvec_f16), GPTOSS_KERNEL(matvec_bf16),
+    GPTOSS_KERNEL(matvec_q8_0);
 
 void GPTOSS_KERNEL(matvec_f32)(const struct gptoss_matrix *matrix, int64_t first_row,
                                int64_t num_rows, const float *x_lanes, float *out) {
@@ -54,4 +56,9 @@ void GPTOSS_KERNEL(matvec_f16)(const struct gptoss_matrix *matrix, int64_t first
 void GPTOSS_KERNEL(matvec_bf16)(const struct gptoss_matrix *matrix, int64_t first_row,
                                 int64_t num_rows, const float *x_lanes, float *out) {
     matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_load_16_bf16);
+}
+
+void GPTOSS_KERNEL(matvec_q8_0)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                int64_t num_rows, const float *x_lanes, float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_load_16_q8_0);
 }

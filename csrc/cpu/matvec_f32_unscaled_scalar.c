@@ -1,5 +1,5 @@
-/* out[r] = dot(row r, x) over rows of f32, f16 or bf16: p[column % 16] = fma(w, x, p[column % 16]),
- * then the tree. */
+/* out[r] = dot(row r, x) over rows of f32, f16, bf16 or Q8_0: p[column % 16] = fma(w, x, p[column %
+ * 16]), then the tree. */
 #include <math.h>
 
 #include "cpu/elements.h"
@@ -17,7 +17,8 @@ static inline void matvec(const struct gptoss_matrix *matrix, int64_t first_row,
     }
 }
 
-gptoss_matvec_fn GPTOSS_KERNEL(matvec_f32), GPTOSS_KERNEL(matvec_f16), GPTOSS_KERNEL(matvec_bf16);
+gptoss_matvec_fn GPTOSS_KERNEL(matvec_f32), GPTOSS_KERNEL(matvec_f16), GPTOSS_KERNEL(matvec_bf16),
+    GPTOSS_KERNEL(matvec_q8_0);
 
 void GPTOSS_KERNEL(matvec_f32)(const struct gptoss_matrix *matrix, int64_t first_row,
                                int64_t num_rows, const float *x_lanes, float *out) {
@@ -32,4 +33,9 @@ void GPTOSS_KERNEL(matvec_f16)(const struct gptoss_matrix *matrix, int64_t first
 void GPTOSS_KERNEL(matvec_bf16)(const struct gptoss_matrix *matrix, int64_t first_row,
                                 int64_t num_rows, const float *x_lanes, float *out) {
     matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_element_bf16);
+}
+
+void GPTOSS_KERNEL(matvec_q8_0)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                int64_t num_rows, const float *x_lanes, float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_element_q8_0);
 }
