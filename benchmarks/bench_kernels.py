@@ -105,7 +105,7 @@ def bench_matvec(isa: str, operation: str, layout: str, cores: Cores) -> Iterato
         def run(share: tuple[int, int]) -> None:
             first, end = share
             arguments = matrix.as_arguments()
-            _core.kernel_matvec(isa, arguments, first, end - first, x, out[first:end])
+            _core.kernel_matvec(isa, arguments, first, end - first, x, 1, out[first:end])
 
         shares = list(itertools.pairwise(bounds))
         once = (lambda: run(shares[0])) if num_threads == 1 else (lambda: cores.each(run, shares))

@@ -21,6 +21,7 @@ LANES = 16
 PANEL_ROWS = 32
 TILE_TOKENS = 6
 MAX_TILES = 16
+MAX_VECTORS = 4
 LANES_PER_SCALE = 4
 BLOCK = 32  # weights that share a scale in the block layouts
 
@@ -176,8 +177,8 @@ def _in_groups(x: Float32, layout: str) -> Float32:
 
 
 def pack_lanes(x: Float32, layout: str) -> Float32:
-    """One input (num_columns,) in lane order, whole groups."""
-    return np.ascontiguousarray(_in_groups(x, layout).swapaxes(1, 2)).ravel()
+    """Inputs (..., num_columns) one after another in lane order, whole groups."""
+    return np.ascontiguousarray(_in_groups(x, layout).swapaxes(-1, -2)).ravel()
 
 
 def pack_tiles(x: Float32, layout: str) -> Float32:
@@ -193,11 +194,12 @@ def pack_tiles(x: Float32, layout: str) -> Float32:
 def matvec(
     isa: str, matrix: Matrix, x: Float32, first_row: int = 0, num_rows: int | None = None
 ) -> Float32:
-    """Rows first_row .. of the matrix times x (num_columns,)."""
+    """Rows first_row .. of the matrix times x (num_columns,), or times up to 4 vectors
+    (num_vectors, num_columns): (rows,) or (num_vectors, rows)."""
     count = matrix.num_rows - first_row if num_rows is None else num_rows
-    out = np.empty(count, np.float32)
-    packed = pack_lanes(x, matrix.layout)
-    _core.kernel_matvec(isa, matrix.as_arguments(), first_row, count, packed, out)
+    out = np.empty((*x.shape[:-1], count), np.float32)
+    packed, num_vectors = pack_lanes(x, matrix.layout), out.size // count
+    _core.kernel_matvec(isa, matrix.as_arguments(), first_row, count, packed, num_vectors, out)
     return out
 
 

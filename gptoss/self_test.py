@@ -42,7 +42,8 @@ def _matrix(rng: Rng, layout: str, special: bool) -> kernels.Matrix:
 def _matvec(rng: Rng, layout: str) -> Iterator[Case]:
     for special in (False, True):
         matrix = _matrix(rng, layout, special)
-        x = kernels.random_input(rng, matrix.num_columns, special=special)[0]
+        num_vectors = int(rng.integers(1, kernels.MAX_VECTORS, endpoint=True))
+        x = kernels.random_input(rng, matrix.num_columns, num_tokens=num_vectors, special=special)
         yield functools.partial(kernels.matvec, matrix=matrix, x=x)
 
 

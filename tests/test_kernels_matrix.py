@@ -184,6 +184,21 @@ def test_matvec_bits(rng: np.random.Generator, layout: str, isa: str) -> None:
             )
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", kernels.LAYOUTS)
+def test_vectors_do_not_depend_on_each_other(
+    rng: np.random.Generator, layout: str, isa: str
+) -> None:
+    for special in (False, True):
+        for matrix, _ in matrices(rng, layout, special):
+            x = kernels.random_input(rng, matrix.num_columns, num_tokens=4, special=special)
+            expected = np.stack([kernels.matvec("scalar", matrix, vector) for vector in x])
+            for num_vectors in range(1, kernels.MAX_VECTORS + 1):
+                product = kernels.matvec(isa, matrix, x[:num_vectors])
+                shape = (num_vectors, matrix.num_rows, matrix.num_columns, special)
+                assert_same_bits(product, expected[:num_vectors], shape)
+
+
 @pytest.mark.parametrize("layout", kernels.LAYOUTS)
 def test_matvec_is_near_float64(rng: np.random.Generator, layout: str) -> None:
     """A chain of n roundings errs by at most n units in the last place of the sum of magnitudes."""
@@ -316,9 +331,10 @@ def test_nothing_behind_the_arrays_is_touched(
             data, scales = guards[0].copy(m.data), guards[1].copy(m.scales)
             matrix = (layout, num_columns, m.row_bytes, m.scale_row_bytes, data, scales)
             x = kernels.random_input(rng, num_columns, num_tokens=6)
-            packed = guards[2].copy(kernels.pack_lanes(x[0], layout))
-            out = guards[3].copy(np.zeros(num_rows, np.float32))
-            _core.kernel_matvec(isa, matrix, 0, num_rows, packed, out)
+            for num_vectors in (1, 2, 3, 4):
+                packed = guards[2].copy(kernels.pack_lanes(x[:num_vectors], layout))
+                out = guards[3].copy(np.zeros((num_vectors, num_rows), np.float32))
+                _core.kernel_matvec(isa, matrix, 0, num_rows, packed, num_vectors, out)
             expected = out.copy()
             empty = kernels.expand_panel(isa, m, 0, num_rows)
             values, panel_scales = guards[3].copy(empty.values), guards[4].copy(empty.scales)
@@ -326,24 +342,27 @@ def test_nothing_behind_the_arrays_is_touched(
             tiles = guards[2].copy(kernels.pack_tiles(x, layout))
             product = guards[0].copy(np.zeros((6, 32), np.float32))
             _core.kernel_multiply_panel(isa, num_columns, values, panel_scales, tiles, 1, product)
-            assert_same_bits(product[0, :num_rows].copy(), expected, (num_columns, num_rows))
+            assert_same_bits(product[:4, :num_rows].copy(), expected, (num_columns, num_rows))
 
 
 def test_entry_points_refuse_what_would_leave_memory(rng: np.random.Generator) -> None:
     matrix = kernels.random_matrix(rng, "bf16", 4, 33)
     x, out = kernels.pack_lanes(kernels.random_input(rng, 33)[0], "bf16"), np.empty(4, np.float32)
     good = matrix.as_arguments()
-    _core.kernel_matvec("scalar", good, 0, 4, x, out)
+    _core.kernel_matvec("scalar", good, 0, 4, x, 1, out)
     for first_row, num_rows in ((1, 4), (-1, 2), (0, 0), (0, 2**40)):
         with pytest.raises(gptoss.ArgumentError):
-            _core.kernel_matvec("scalar", good, first_row, num_rows, x, out)
-    for bad in (x[:-1], out[:3]):
+            _core.kernel_matvec("scalar", good, first_row, num_rows, x, 1, out)
+    for bad_x, num_vectors, bad_out in (
+        *((x[:-1], 1, out), (x, 1, out[:3]), (x, 0, out), (x, 5, np.empty(20, np.float32))),
+        *((np.tile(x, 2)[:-1], 2, np.empty(8, np.float32)), (np.tile(x, 2), 2, out)),
+    ):
         with pytest.raises(gptoss.ArgumentError):
-            _core.kernel_matvec("scalar", good, 0, 4, *((bad, out) if bad.size > 4 else (x, bad)))
+            _core.kernel_matvec("scalar", good, 0, 4, bad_x, num_vectors, bad_out)
     with pytest.raises(gptoss.ArgumentError):
-        _core.kernel_matvec("scalar", ("q9", *good[1:]), 0, 4, x, out)
+        _core.kernel_matvec("scalar", ("q9", *good[1:]), 0, 4, x, 1, out)
     with pytest.raises(gptoss.UnsupportedError):
-        _core.kernel_matvec("avx1024", good, 0, 4, x, out)
+        _core.kernel_matvec("avx1024", good, 0, 4, x, 1, out)
 
 
 # ---- the table and the self-test ----

@@ -61,13 +61,22 @@ static float dot(const uint8_t *codes, const uint8_t *row_scales, int64_t num_co
 
 gptoss_matvec_fn GPTOSS_KERNEL(matvec_mxfp4);
 
-void GPTOSS_KERNEL(matvec_mxfp4)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                 int64_t num_rows, const float *x_lanes, float *out) {
+static void matvec_mxfp4_one(const struct gptoss_matrix *matrix, int64_t first_row,
+                             int64_t num_rows, const float *x_lanes, float *out) {
     for (int64_t r = 0; r < num_rows; ++r) {
         int64_t row = first_row + r;
         out[r] = dot(matrix->data + row * matrix->row_bytes,
                      matrix->scales + row * matrix->scale_row_bytes, matrix->num_columns, x_lanes);
     }
+}
+
+void GPTOSS_KERNEL(matvec_mxfp4)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                 int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                                 float *out) {
+    for (int32_t v = 0; v < num_vectors; ++v)
+        matvec_mxfp4_one(matrix, first_row, num_rows,
+                         x_lanes + v * gptoss_padded_columns(matrix->num_columns, PER_LANE),
+                         out + v * num_rows);
 }
 
 /* ---- blocks of 17 bytes ---- */
@@ -100,9 +109,18 @@ static float dot_gguf(const uint8_t *blocks, int64_t num_columns, const float *x
 
 gptoss_matvec_fn GPTOSS_KERNEL(matvec_mxfp4_gguf);
 
-void GPTOSS_KERNEL(matvec_mxfp4_gguf)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                      int64_t num_rows, const float *x_lanes, float *out) {
+static void matvec_mxfp4_gguf_one(const struct gptoss_matrix *matrix, int64_t first_row,
+                                  int64_t num_rows, const float *x_lanes, float *out) {
     for (int64_t r = 0; r < num_rows; ++r)
         out[r] = dot_gguf(matrix->data + (first_row + r) * matrix->row_bytes, matrix->num_columns,
                           x_lanes);
+}
+
+void GPTOSS_KERNEL(matvec_mxfp4_gguf)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                      int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                                      float *out) {
+    for (int32_t v = 0; v < num_vectors; ++v)
+        matvec_mxfp4_gguf_one(matrix, first_row, num_rows,
+                              x_lanes + v * gptoss_padded_columns(matrix->num_columns, PER_LANE),
+                              out + v * num_rows);
 }

@@ -25,21 +25,26 @@ static float dot(const struct gptoss_mxfp4_row *row, int64_t num_columns, const 
 }
 
 static inline void matvec(const struct gptoss_matrix *matrix, enum gptoss_layout layout,
-                          int64_t first_row, int64_t num_rows, const float *x_lanes, float *out) {
-    for (int64_t r = 0; r < num_rows; ++r) {
-        struct gptoss_mxfp4_row row = gptoss_mxfp4_row(matrix, layout, first_row + r);
-        out[r] = dot(&row, matrix->num_columns, x_lanes);
+                          int64_t first_row, int64_t num_rows, const float *x_lanes,
+                          int32_t num_vectors, float *out) {
+    for (int64_t at = 0; at < num_vectors * num_rows; ++at) {
+        struct gptoss_mxfp4_row row = gptoss_mxfp4_row(matrix, layout, first_row + at % num_rows);
+        const float *x =
+            x_lanes + at / num_rows * gptoss_padded_columns(matrix->num_columns, PER_LANE);
+        out[at] = dot(&row, matrix->num_columns, x);
     }
 }
 
 gptoss_matvec_fn GPTOSS_KERNEL(matvec_mxfp4), GPTOSS_KERNEL(matvec_mxfp4_gguf);
 
 void GPTOSS_KERNEL(matvec_mxfp4)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                 int64_t num_rows, const float *x_lanes, float *out) {
-    matvec(matrix, GPTOSS_LAYOUT_MXFP4, first_row, num_rows, x_lanes, out);
+                                 int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                                 float *out) {
+    matvec(matrix, GPTOSS_LAYOUT_MXFP4, first_row, num_rows, x_lanes, num_vectors, out);
 }
 
 void GPTOSS_KERNEL(matvec_mxfp4_gguf)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                      int64_t num_rows, const float *x_lanes, float *out) {
-    matvec(matrix, GPTOSS_LAYOUT_MXFP4_GGUF, first_row, num_rows, x_lanes, out);
+                                      int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                                      float *out) {
+    matvec(matrix, GPTOSS_LAYOUT_MXFP4_GGUF, first_row, num_rows, x_lanes, num_vectors, out);
 }

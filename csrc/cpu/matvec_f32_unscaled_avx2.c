@@ -34,9 +34,9 @@ GPTOSS_INLINE void dot_rows(const uint8_t *rows, int64_t row_bytes, int64_t num_
         out[r] = gptoss_sum_16(p[r][0], p[r][1]);
 }
 
-GPTOSS_INLINE void matvec(const struct gptoss_matrix *matrix, int64_t first_row, int64_t num_rows,
-                          const float *x, float *out, gptoss_load_8_fn *load,
-                          int64_t element_bytes) {
+GPTOSS_INLINE void matvec_one(const struct gptoss_matrix *matrix, int64_t first_row,
+                              int64_t num_rows, const float *x, float *out, gptoss_load_8_fn *load,
+                              int64_t element_bytes) {
     const uint8_t *rows = matrix->data + first_row * matrix->row_bytes;
     int64_t row_bytes = matrix->row_bytes, r = 0;
     for (; r + ROWS <= num_rows; r += ROWS)
@@ -47,25 +47,38 @@ GPTOSS_INLINE void matvec(const struct gptoss_matrix *matrix, int64_t first_row,
                  element_bytes);
 }
 
+GPTOSS_INLINE void matvec(const struct gptoss_matrix *matrix, int64_t first_row, int64_t num_rows,
+                          const float *x, int32_t num_vectors, float *out, gptoss_load_8_fn *load,
+                          int64_t element_bytes) {
+    for (int32_t v = 0; v < num_vectors; ++v)
+        matvec_one(matrix, first_row, num_rows,
+                   x + v * gptoss_padded_columns(matrix->num_columns, 1), out + v * num_rows, load,
+                   element_bytes);
+}
+
 gptoss_matvec_fn GPTOSS_KERNEL(matvec_f32), GPTOSS_KERNEL(matvec_f16), GPTOSS_KERNEL(matvec_bf16),
     GPTOSS_KERNEL(matvec_q8_0);
 
 void GPTOSS_KERNEL(matvec_f32)(const struct gptoss_matrix *matrix, int64_t first_row,
-                               int64_t num_rows, const float *x_lanes, float *out) {
-    matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_load_8_f32, 4);
+                               int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                               float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_load_8_f32, 4);
 }
 
 void GPTOSS_KERNEL(matvec_f16)(const struct gptoss_matrix *matrix, int64_t first_row,
-                               int64_t num_rows, const float *x_lanes, float *out) {
-    matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_load_8_f16, 2);
+                               int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                               float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_load_8_f16, 2);
 }
 
 void GPTOSS_KERNEL(matvec_bf16)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                int64_t num_rows, const float *x_lanes, float *out) {
-    matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_load_8_bf16, 2);
+                                int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                                float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_load_8_bf16, 2);
 }
 
 void GPTOSS_KERNEL(matvec_q8_0)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                int64_t num_rows, const float *x_lanes, float *out) {
-    matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_load_8_q8_0, 1);
+                                int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                                float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_load_8_q8_0, 1);
 }

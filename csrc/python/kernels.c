@@ -193,28 +193,33 @@ static bool parse_rows(PyObject *tuple, long long first_row, long long num_rows,
 
 /* ---- the products ---- */
 
-/* kernel_matvec(isa, matrix, first_row, num_rows, x_lanes, out [num_rows]). */
+/* kernel_matvec(isa, matrix, first_row, num_rows, x_lanes, num_vectors, out
+ * [num_vectors][num_rows]).
+ */
 static PyObject *matvec(PyObject *module, PyObject *arguments) {
     (void)module;
     const char *isa;
     PyObject *tuple;
-    long long first_row, num_rows;
+    long long first_row, num_rows, num_vectors;
     Py_buffer x, out;
     struct rows rows;
-    if (!PyArg_ParseTuple(arguments, "sO!LLy*w*:kernel_matvec", &isa, &PyTuple_Type, &tuple,
-                          &first_row, &num_rows, &x, &out))
+    if (!PyArg_ParseTuple(arguments, "sO!LLy*Lw*:kernel_matvec", &isa, &PyTuple_Type, &tuple,
+                          &first_row, &num_rows, &x, &num_vectors, &out))
         return NULL;
     bool done = false;
     const struct gptoss_kernels *kernels = select_kernels(isa);
     if (kernels != NULL && parse_rows(tuple, first_row, num_rows, &rows)) {
         const struct gptoss_matrix *matrix = &rows.matrix;
-        int per_lane = gptoss_layout_per_lane(matrix->layout);
         int64_t num_inputs =
-            gptoss_num_groups(matrix->num_columns, per_lane) * per_lane * GPTOSS_LANES;
-        done = holds_floats(&x, num_inputs) && holds_floats(&out, num_rows);
+            gptoss_padded_columns(matrix->num_columns, gptoss_layout_per_lane(matrix->layout));
+        done = check(num_vectors >= 1 && num_vectors <= GPTOSS_MAX_VECTORS,
+                     "1 to 4 vectors are multiplied at once") &&
+               holds_floats(&x, num_vectors * num_inputs) &&
+               holds_floats(&out, num_vectors * num_rows);
         if (done) {
             Py_BEGIN_ALLOW_THREADS
-            kernels->matvec[matrix->layout](matrix, first_row, num_rows, x.buf, out.buf);
+            kernels->matvec[matrix->layout](matrix, first_row, num_rows, x.buf,
+                                            (int32_t)num_vectors, out.buf);
             Py_END_ALLOW_THREADS
         }
         release_rows(&rows);
