@@ -91,7 +91,7 @@ def random_bits(rng: np.random.Generator, layout: str, num_rows: int) -> kernels
 
 def bench_matvec(isa: str, operation: str, layout: str, cores: Cores) -> Iterator[Result]:
     rng = np.random.default_rng(0)
-    x = kernels.pack_lanes(kernels.random_input(rng, COLUMNS)[0], kernels.per_lane(layout))
+    x = kernels.pack_lanes(kernels.random_input(rng, COLUMNS)[0], layout)
     row = kernels.random_matrix(rng, layout, 1, COLUMNS)
     row_bytes = row.data.nbytes + row.scales.nbytes
 
@@ -105,7 +105,7 @@ def bench_matvec(isa: str, operation: str, layout: str, cores: Cores) -> Iterato
         def run(share: tuple[int, int]) -> None:
             first, end = share
             arguments = matrix.as_arguments()
-            _core.kernel_matvec(isa, arguments, first, end - first, x, out[first:end])
+            _core.kernel_matvec(isa, arguments, first, end - first, x, 1, out[first:end])
 
         shares = list(itertools.pairwise(bounds))
         once = (lambda: run(shares[0])) if num_threads == 1 else (lambda: cores.each(run, shares))
@@ -136,7 +136,7 @@ def bench_multiply_panel(isa: str, operation: str, kind: str, cores: Cores) -> I
     panel = kernels.expand_panel(isa, matrix)
     for num_tokens in TOKENS:
         x = kernels.random_input(rng, COLUMNS, num_tokens=num_tokens)
-        tiles = kernels.pack_tiles(x, panel.lane_elements)
+        tiles = kernels.pack_tiles(x, panel.layout)
         out = np.empty((num_tokens, kernels.PANEL_ROWS), np.float32)
         arguments = (isa, COLUMNS, panel.values, panel.scales, tiles, len(tiles), out)
         elapsed = seconds(lambda: _core.kernel_multiply_panel(*arguments))  # noqa: B023

@@ -44,7 +44,14 @@ def top_logprobs(logits: _Buffer, k: int, /) -> list[tuple[int, float]]: ...
 
 def kernels() -> list[dict[str, Any]]: ...
 def kernel_matvec(
-    isa: str, matrix: _Matrix, first_row: int, num_rows: int, x: _Buffer, out: _Buffer, /
+    isa: str,
+    matrix: _Matrix,
+    first_row: int,
+    num_rows: int,
+    x: _Buffer,
+    num_vectors: int,
+    out: _Buffer,
+    /,
 ) -> None: ...
 def kernel_expand_panel(
     isa: str, matrix: _Matrix, first_row: int, num_rows: int, values: _Buffer, scales: _Buffer, /

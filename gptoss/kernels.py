@@ -21,10 +21,16 @@ LANES = 16
 PANEL_ROWS = 32
 TILE_TOKENS = 6
 MAX_TILES = 16
+MAX_VECTORS = 4
 LANES_PER_SCALE = 4
-BLOCK = 32  # MXFP4 weights that share a scale
+BLOCK = 32  # weights that share a scale in the block layouts
 
-LAYOUTS = ("f32", "f16", "bf16", "f32_transposed", "f16_transposed", "bf16_transposed", "mxfp4")
+SCALED_LAYOUTS = ("mxfp4", "mxfp4_gguf")
+BLOCK_LAYOUTS = (*SCALED_LAYOUTS, "q8_0")
+LAYOUTS = (
+    *("f32", "f16", "bf16", "f32_transposed", "f16_transposed", "bf16_transposed"),
+    *BLOCK_LAYOUTS,
+)
 
 # What rounding, overflow and signs of zero go wrong with; the last three are not finite.
 SPECIAL = np.array(
@@ -33,17 +39,27 @@ SPECIAL = np.array(
 
 
 def per_lane(layout: str) -> int:
-    """Consecutive elements of a group that one lane owns."""
-    return 8 if layout == "mxfp4" else 1
+    """Elements of a group that one lane owns."""
+    return 8 if layout in SCALED_LAYOUTS else 1
 
 
-def num_groups(num_columns: int, lane_elements: int) -> int:
-    return -(-num_columns // (LANES * lane_elements))
+def lane_elements(layout: str) -> NDArray[np.int64]:
+    """(16, per_lane): which elements of a group each lane owns, in the order of its chain."""
+    elements = np.arange(LANES * per_lane(layout)).reshape(LANES, -1)
+    if layout != "mxfp4_gguf":
+        return elements
+    lane, i = elements // 8, elements % 8
+    order: NDArray[np.int64] = lane // 4 * 32 + lane % 4 * 4 + i // 2 + i % 2 * 16
+    return order
+
+
+def num_groups(num_columns: int, layout: str) -> int:
+    return -(-num_columns // (LANES * per_lane(layout)))
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix in memory; scales is empty but for MXFP4."""
+    """A weight matrix in memory; scales is empty but for mxfp4."""
 
     layout: str
     num_rows: int
@@ -84,18 +100,8 @@ def random_matrix(
 
     padding, offset: bytes between rows and in front of the first, of data and of scales.
     """
-    if layout == "mxfp4":
-        codes = rng.integers(0, 256, (num_rows, num_columns // 2), np.uint8)
-        scales = rng.integers(118, 130, (num_rows, num_columns // BLOCK), np.uint8)
-        if special:
-            low = rng.integers(0, 4, scales.shape, np.uint8)
-            scales = np.where(rng.random(scales.shape) < 0.5, low, scales)
-            odd = rng.integers(0, 256, scales.shape, np.uint8)
-            scales = np.where(rng.random(scales.shape) < 0.02, odd, scales)
-            scales[rng.random(scales.shape) < 0.5 / scales.shape[1]] = 0xFF
-        data, row_bytes = place(codes, padding, offset)
-        scale_data, scale_row_bytes = place(scales, padding, offset)
-        return Matrix(layout, num_rows, num_columns, row_bytes, scale_row_bytes, data, scale_data)
+    if layout in BLOCK_LAYOUTS:
+        return _random_blocks(rng, layout, num_rows, num_columns, special, padding, offset)
     element, _, transposed = layout.partition("_")
     shape = (num_columns, num_rows) if transposed else (num_rows, num_columns)
     values = rng.standard_normal(shape).astype(np.float32)
@@ -113,6 +119,41 @@ def random_matrix(
     return Matrix(layout, num_rows, num_columns, row_bytes, 0, data, np.zeros(0, np.uint8))
 
 
+def _random_blocks(
+    rng: np.random.Generator,
+    layout: str,
+    num_rows: int,
+    num_columns: int,
+    special: bool,
+    padding: int,
+    offset: int,
+) -> Matrix:
+    shape = (num_rows, num_columns // BLOCK)
+    codes = rng.integers(0, 256, (*shape, BLOCK if layout == "q8_0" else BLOCK // 2), np.uint8)
+    if layout == "q8_0":
+        scale_bits = (rng.standard_normal(shape) / 64).astype(np.float16).view(np.uint16)
+        if special:
+            odd = rng.integers(0, 1 << 16, shape, np.uint16)
+            scale_bits = np.where(rng.random(shape) < min(0.5, 2 / shape[1]), odd, scale_bits)
+        scales = scale_bits[..., None].view(np.uint8)
+    else:
+        exponents = rng.integers(118, 130, shape, np.uint8)
+        if special:
+            low = rng.integers(0, 4, shape, np.uint8)
+            exponents = np.where(rng.random(shape) < 0.5, low, exponents)
+            odd = rng.integers(0, 256, shape).astype(np.uint8)
+            exponents = np.where(rng.random(shape) < 0.02, odd, exponents)
+            exponents[rng.random(shape) < 0.5 / shape[1]] = 0xFF
+        scales = exponents[..., None]
+    if layout == "mxfp4":
+        data, row_bytes = place(codes.reshape(num_rows, -1), padding, offset)
+        plane, plane_row_bytes = place(scales[..., 0], padding, offset)
+        return Matrix(layout, num_rows, num_columns, row_bytes, plane_row_bytes, data, plane)
+    blocks = np.concatenate([scales, codes], axis=-1).reshape(num_rows, -1)
+    data, row_bytes = place(blocks, padding, offset)
+    return Matrix(layout, num_rows, num_columns, row_bytes, 0, data, np.zeros(0, np.uint8))
+
+
 def random_input(
     rng: np.random.Generator, num_columns: int, *, num_tokens: int = 1, special: bool = False
 ) -> Float32:
@@ -126,32 +167,39 @@ def random_input(
     return x
 
 
-def pack_lanes(x: Float32, lane_elements: int) -> Float32:
-    """One input (num_columns,) in lane order, whole groups."""
-    groups = num_groups(len(x), lane_elements)
-    whole = np.zeros(groups * LANES * lane_elements, np.float32)
-    whole[: len(x)] = x
-    return np.ascontiguousarray(whole.reshape(groups, LANES, lane_elements).swapaxes(1, 2)).ravel()
+def _in_groups(x: Float32, layout: str) -> Float32:
+    """Inputs (..., num_columns) as (..., groups, 16 lanes, per_lane), absent elements +0."""
+    order = lane_elements(layout)
+    groups = num_groups(x.shape[-1], layout)
+    whole = np.zeros((*x.shape[:-1], groups * order.size), np.float32)
+    whole[..., : x.shape[-1]] = x
+    return whole.reshape(*x.shape[:-1], groups, order.size)[..., order]
 
 
-def pack_tiles(x: Float32, lane_elements: int) -> Float32:
+def pack_lanes(x: Float32, layout: str) -> Float32:
+    """Inputs (..., num_columns) one after another in lane order, whole groups."""
+    return np.ascontiguousarray(_in_groups(x, layout).swapaxes(-1, -2)).ravel()
+
+
+def pack_tiles(x: Float32, layout: str) -> Float32:
     """Inputs (num_tokens, num_columns) as [tile][lane][chain_stride][6 tokens], whole tiles."""
     num_tokens, num_columns = x.shape
-    tiles, groups = -(-num_tokens // TILE_TOKENS), num_groups(num_columns, lane_elements)
-    whole = np.zeros((tiles * TILE_TOKENS, groups * LANES * lane_elements), np.float32)
-    whole[:num_tokens, :num_columns] = x
-    parts = whole.reshape(tiles, TILE_TOKENS, groups, LANES, lane_elements)
+    whole = np.zeros((-(-num_tokens // TILE_TOKENS) * TILE_TOKENS, num_columns), np.float32)
+    whole[:num_tokens] = x
+    groups = _in_groups(whole, layout)
+    parts = groups.reshape(-1, TILE_TOKENS, *groups.shape[1:])
     return np.ascontiguousarray(parts.transpose(0, 3, 2, 4, 1))
 
 
 def matvec(
     isa: str, matrix: Matrix, x: Float32, first_row: int = 0, num_rows: int | None = None
 ) -> Float32:
-    """Rows first_row .. of the matrix times x (num_columns,)."""
+    """Rows first_row .. of the matrix times x (num_columns,), or times up to 4 vectors
+    (num_vectors, num_columns): (rows,) or (num_vectors, rows)."""
     count = matrix.num_rows - first_row if num_rows is None else num_rows
-    out = np.empty(count, np.float32)
-    packed = pack_lanes(x, per_lane(matrix.layout))
-    _core.kernel_matvec(isa, matrix.as_arguments(), first_row, count, packed, out)
+    out = np.empty((*x.shape[:-1], count), np.float32)
+    packed, num_vectors = pack_lanes(x, matrix.layout), out.size // count
+    _core.kernel_matvec(isa, matrix.as_arguments(), first_row, count, packed, num_vectors, out)
     return out
 
 
@@ -159,27 +207,26 @@ def matvec(
 class Panel:
     """32 rows of a matrix, expanded. scales is empty for unscaled layouts."""
 
+    layout: str
     num_columns: int
-    lane_elements: int
     values: Float32  # [lane][chain_stride][row]
     scales: Float32  # [lane / 4][group][row]
 
 
 def expand_panel(isa: str, matrix: Matrix, first_row: int = 0, num_rows: int = PANEL_ROWS) -> Panel:
     """What the layout's kernel writes; elements that the last group lacks are +0."""
-    lane_elements = per_lane(matrix.layout)
-    groups = num_groups(matrix.num_columns, lane_elements)
-    scale_groups = groups if matrix.layout == "mxfp4" else 0
-    values = np.zeros((LANES, groups * lane_elements, PANEL_ROWS), np.float32)
+    groups = num_groups(matrix.num_columns, matrix.layout)
+    scale_groups = groups if matrix.layout in SCALED_LAYOUTS else 0
+    values = np.zeros((LANES, groups * per_lane(matrix.layout), PANEL_ROWS), np.float32)
     scales = np.zeros((LANES // LANES_PER_SCALE, scale_groups, PANEL_ROWS), np.float32)
     arguments = matrix.as_arguments()
     _core.kernel_expand_panel(isa, arguments, first_row, num_rows, values, scales)
-    return Panel(matrix.num_columns, lane_elements, values, scales)
+    return Panel(matrix.layout, matrix.num_columns, values, scales)
 
 
 def multiply_panel(isa: str, panel: Panel, x: Float32) -> Float32:
     """(num_tokens, 32): the panel's rows times each of x (num_tokens, num_columns)."""
-    tiles = pack_tiles(x, panel.lane_elements)
+    tiles = pack_tiles(x, panel.layout)
     out = np.empty((len(tiles) * TILE_TOKENS, PANEL_ROWS), np.float32)
     _core.kernel_multiply_panel(
         isa, panel.num_columns, panel.values, panel.scales, tiles, len(tiles), out

@@ -28,7 +28,7 @@ class OperationResult(TypedDict):
 def _sizes(rng: Rng, layout: str) -> tuple[int, int]:
     """Rows and columns, most of them no multiple of anything."""
     columns = int(rng.integers(1, 700))
-    return int(rng.integers(1, 70)), columns * 32 if layout == "mxfp4" else columns
+    return int(rng.integers(1, 70)), columns * 32 if layout in kernels.BLOCK_LAYOUTS else columns
 
 
 def _matrix(rng: Rng, layout: str, special: bool) -> kernels.Matrix:
@@ -42,7 +42,8 @@ def _matrix(rng: Rng, layout: str, special: bool) -> kernels.Matrix:
 def _matvec(rng: Rng, layout: str) -> Iterator[Case]:
     for special in (False, True):
         matrix = _matrix(rng, layout, special)
-        x = kernels.random_input(rng, matrix.num_columns, special=special)[0]
+        num_vectors = int(rng.integers(1, kernels.MAX_VECTORS, endpoint=True))
+        x = kernels.random_input(rng, matrix.num_columns, num_tokens=num_vectors, special=special)
         yield functools.partial(kernels.matvec, matrix=matrix, x=x)
 
 

@@ -29,7 +29,7 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 
 def columns_of(layout: str) -> tuple[int, ...]:
     """Around every boundary of the layout's lanes, groups and blocks; the last is gpt-oss's."""
-    if layout == "mxfp4":
+    if layout in kernels.BLOCK_LAYOUTS:
         return (32, 64, 96, 128, 160, 224, 256, 384, 480, 512, 544, 2880)
     return (1, 2, 15, 16, 17, 31, 32, 33, 127, 128, 129, 2880)
 
@@ -62,15 +62,8 @@ def fma(a: Float32, b: Float32, c: Float32) -> Float32:
 
 def decode(matrix: kernels.Matrix) -> tuple[Float32, Float32]:
     """Weights or codes (rows, columns), and the scale of each, 1 where there is none."""
-    if matrix.layout == "mxfp4":
-        rows = strided(matrix.data, matrix.num_rows, matrix.num_columns // 2, matrix.row_bytes)
-        nibbles = np.stack([rows & 15, rows >> 4], axis=-1).reshape(matrix.num_rows, -1)
-        codes = np.where(nibbles & 8, -E2M1[nibbles & 7], E2M1[nibbles & 7])
-        num_blocks = matrix.num_columns // kernels.BLOCK
-        scales = strided(matrix.scales, matrix.num_rows, num_blocks, matrix.scale_row_bytes)
-        exponents = np.where(scales == 0xFF, 0, scales.astype(int) - 127)
-        powers = np.where(scales == 0xFF, np.nan, np.ldexp(1.0, exponents)).astype(np.float32)
-        return codes, np.repeat(powers, kernels.BLOCK, axis=1)
+    if matrix.layout in kernels.BLOCK_LAYOUTS:
+        return decode_blocks(matrix)
     element, _, transposed = matrix.layout.partition("_")
     width = 4 if element == "f32" else 2
     shape = (matrix.num_rows, matrix.num_columns)
@@ -83,6 +76,33 @@ def decode(matrix: kernels.Matrix) -> tuple[Float32, Float32]:
     return (weights.T if transposed else weights), np.ones(shape, np.float32)
 
 
+def decode_blocks(matrix: kernels.Matrix) -> tuple[Float32, Float32]:
+    shape = (matrix.num_rows, matrix.num_columns // kernels.BLOCK, -1)
+    num_blocks = shape[1]
+    if matrix.layout == "mxfp4":
+        codes = strided(matrix.data, matrix.num_rows, num_blocks * 16, matrix.row_bytes)
+        scales = strided(matrix.scales, matrix.num_rows, num_blocks, matrix.scale_row_bytes)
+    else:
+        scale_bytes, code_bytes = {"mxfp4_gguf": (1, 16), "q8_0": (2, 32)}[matrix.layout]
+        row_bytes = num_blocks * (scale_bytes + code_bytes)
+        blocks = strided(matrix.data, matrix.num_rows, row_bytes, matrix.row_bytes).reshape(shape)
+        scales, codes = blocks[..., :scale_bytes], blocks[..., scale_bytes:]
+    codes, scales = codes.reshape(shape), scales.reshape(matrix.num_rows, -1)
+    if matrix.layout == "q8_0":
+        powers = np.ascontiguousarray(scales).view(np.float16).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # infinity times zero
+            weights = codes.view(np.int8) * powers[..., None]
+        return weights.reshape(matrix.num_rows, -1), np.ones((shape[0], 1), np.float32)
+    nibbles = np.stack([codes & 15, codes >> 4], axis=-1)
+    if matrix.layout == "mxfp4_gguf":  # the low nibbles of a block, then the high ones
+        nibbles = nibbles.swapaxes(-1, -2)
+    nibbles = nibbles.reshape(matrix.num_rows, -1)
+    values = np.where(nibbles & 8, -E2M1[nibbles & 7], E2M1[nibbles & 7])
+    exponents = np.where(scales == 0xFF, 0, scales.astype(int) - 127)
+    powers = np.where(scales == 0xFF, np.nan, np.ldexp(1.0, exponents)).astype(np.float32)
+    return values, np.repeat(powers, kernels.BLOCK, axis=1)
+
+
 def strided(data: kernels.Bytes, num_rows: int, row_bytes: int, stride: int) -> kernels.Bytes:
     rows = np.lib.stride_tricks.as_strided(data, (num_rows, row_bytes), (stride, 1))
     return np.ascontiguousarray(rows)
@@ -91,19 +111,19 @@ def strided(data: kernels.Bytes, num_rows: int, row_bytes: int, stride: int) -> 
 def emulate(matrix: kernels.Matrix, x: Float32) -> Float32:
     """The matrix times x (columns,), every operation in the documented order."""
     weights, scales = decode(matrix)
-    is_scaled = matrix.layout == "mxfp4"
-    per_lane = 8 if is_scaled else 1
+    order = kernels.lane_elements(matrix.layout)
+    per_lane = order.shape[1]
     sums = np.zeros((matrix.num_rows, 16), np.float32)
     for start in range(0, matrix.num_columns, 16 * per_lane):
         num_lanes = min(16, (matrix.num_columns - start) // per_lane)
-        first = start + per_lane * np.arange(num_lanes)
-        if is_scaled:
+        elements = start + order[:num_lanes].T
+        if matrix.layout in kernels.SCALED_LAYOUTS:
             t = np.zeros((matrix.num_rows, num_lanes), np.float32)
-            for i in range(per_lane):
-                t = fma(weights[:, first + i], x[first + i], t)
-            sums[:, :num_lanes] = fma(scales[:, first], t, sums[:, :num_lanes])
+            for number in elements:
+                t = fma(weights[:, number], x[number], t)
+            sums[:, :num_lanes] = fma(scales[:, elements[0]], t, sums[:, :num_lanes])
         else:
-            sums[:, :num_lanes] = fma(weights[:, first], x[first], sums[:, :num_lanes])
+            sums[:, :num_lanes] = fma(weights[:, elements[0]], x[elements[0]], sums[:, :num_lanes])
     for half in (8, 4, 2, 1):
         sums = sums[:, :half] + sums[:, half : 2 * half]
     return sums[:, 0]
@@ -164,6 +184,21 @@ def test_matvec_bits(rng: np.random.Generator, layout: str, isa: str) -> None:
             )
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", kernels.LAYOUTS)
+def test_vectors_do_not_depend_on_each_other(
+    rng: np.random.Generator, layout: str, isa: str
+) -> None:
+    for special in (False, True):
+        for matrix, _ in matrices(rng, layout, special):
+            x = kernels.random_input(rng, matrix.num_columns, num_tokens=4, special=special)
+            expected = np.stack([kernels.matvec("scalar", matrix, vector) for vector in x])
+            for num_vectors in range(1, kernels.MAX_VECTORS + 1):
+                product = kernels.matvec(isa, matrix, x[:num_vectors])
+                shape = (num_vectors, matrix.num_rows, matrix.num_columns, special)
+                assert_same_bits(product, expected[:num_vectors], shape)
+
+
 @pytest.mark.parametrize("layout", kernels.LAYOUTS)
 def test_matvec_is_near_float64(rng: np.random.Generator, layout: str) -> None:
     """A chain of n roundings errs by at most n units in the last place of the sum of magnitudes."""
@@ -215,13 +250,14 @@ def test_mxfp4_scales(isa: str) -> None:
 def expected_panel(matrix: kernels.Matrix, num_rows: int) -> tuple[Float32, Float32]:
     """Values and scales of the first rows, by index arithmetic; -1 where nothing is written."""
     per_lane = kernels.per_lane(matrix.layout)
-    groups = kernels.num_groups(matrix.num_columns, per_lane)
+    groups = kernels.num_groups(matrix.num_columns, matrix.layout)
+    order = kernels.lane_elements(matrix.layout)
     weights, scales = decode(matrix)
     values = np.full((16, groups * per_lane, 32), -1, np.float32)
     scale_values = np.full((4, groups if per_lane == 8 else 0, 32), -1, np.float32)
     for column in range(matrix.num_columns):
         group, within = divmod(column, 16 * per_lane)
-        lane, i = divmod(within, per_lane)
+        lane, i = (int(found[0]) for found in np.nonzero(order == within))
         chain = values[lane, group * per_lane + i]
         chain[:] = 0
         chain[:num_rows] = weights[:num_rows, column]
@@ -295,34 +331,38 @@ def test_nothing_behind_the_arrays_is_touched(
             data, scales = guards[0].copy(m.data), guards[1].copy(m.scales)
             matrix = (layout, num_columns, m.row_bytes, m.scale_row_bytes, data, scales)
             x = kernels.random_input(rng, num_columns, num_tokens=6)
-            packed = guards[2].copy(kernels.pack_lanes(x[0], kernels.per_lane(layout)))
-            out = guards[3].copy(np.zeros(num_rows, np.float32))
-            _core.kernel_matvec(isa, matrix, 0, num_rows, packed, out)
+            for num_vectors in (1, 2, 3, 4):
+                packed = guards[2].copy(kernels.pack_lanes(x[:num_vectors], layout))
+                out = guards[3].copy(np.zeros((num_vectors, num_rows), np.float32))
+                _core.kernel_matvec(isa, matrix, 0, num_rows, packed, num_vectors, out)
             expected = out.copy()
             empty = kernels.expand_panel(isa, m, 0, num_rows)
             values, panel_scales = guards[3].copy(empty.values), guards[4].copy(empty.scales)
             _core.kernel_expand_panel(isa, matrix, 0, num_rows, values, panel_scales)
-            tiles = guards[2].copy(kernels.pack_tiles(x, kernels.per_lane(layout)))
+            tiles = guards[2].copy(kernels.pack_tiles(x, layout))
             product = guards[0].copy(np.zeros((6, 32), np.float32))
             _core.kernel_multiply_panel(isa, num_columns, values, panel_scales, tiles, 1, product)
-            assert_same_bits(product[0, :num_rows].copy(), expected, (num_columns, num_rows))
+            assert_same_bits(product[:4, :num_rows].copy(), expected, (num_columns, num_rows))
 
 
 def test_entry_points_refuse_what_would_leave_memory(rng: np.random.Generator) -> None:
     matrix = kernels.random_matrix(rng, "bf16", 4, 33)
-    x, out = kernels.pack_lanes(kernels.random_input(rng, 33)[0], 1), np.empty(4, np.float32)
+    x, out = kernels.pack_lanes(kernels.random_input(rng, 33)[0], "bf16"), np.empty(4, np.float32)
     good = matrix.as_arguments()
-    _core.kernel_matvec("scalar", good, 0, 4, x, out)
+    _core.kernel_matvec("scalar", good, 0, 4, x, 1, out)
     for first_row, num_rows in ((1, 4), (-1, 2), (0, 0), (0, 2**40)):
         with pytest.raises(gptoss.ArgumentError):
-            _core.kernel_matvec("scalar", good, first_row, num_rows, x, out)
-    for bad in (x[:-1], out[:3]):
+            _core.kernel_matvec("scalar", good, first_row, num_rows, x, 1, out)
+    for bad_x, num_vectors, bad_out in (
+        *((x[:-1], 1, out), (x, 1, out[:3]), (x, 0, out), (x, 5, np.empty(20, np.float32))),
+        *((np.tile(x, 2)[:-1], 2, np.empty(8, np.float32)), (np.tile(x, 2), 2, out)),
+    ):
         with pytest.raises(gptoss.ArgumentError):
-            _core.kernel_matvec("scalar", good, 0, 4, *((bad, out) if bad.size > 4 else (x, bad)))
+            _core.kernel_matvec("scalar", good, 0, 4, bad_x, num_vectors, bad_out)
     with pytest.raises(gptoss.ArgumentError):
-        _core.kernel_matvec("scalar", ("q9", *good[1:]), 0, 4, x, out)
+        _core.kernel_matvec("scalar", ("q9", *good[1:]), 0, 4, x, 1, out)
     with pytest.raises(gptoss.UnsupportedError):
-        _core.kernel_matvec("avx1024", good, 0, 4, x, out)
+        _core.kernel_matvec("avx1024", good, 0, 4, x, 1, out)
 
 
 # ---- the table and the self-test ----

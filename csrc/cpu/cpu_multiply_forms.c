@@ -1,5 +1,5 @@
-/* Few tokens: every row of the matrix times each vector. More: 32 rows are expanded to float32 once
- * and multiplied by all tokens, 6 at a time. */
+/* Few tokens: every row of the matrix times up to 4 vectors at once. More: 32 rows are expanded to
+ * float32 once and multiplied by all tokens, 6 at a time. */
 #include <string.h>
 
 #include "cpu/cpu_multiply.h"
@@ -11,8 +11,8 @@
 enum { MAX_GROUP = GPTOSS_LANES * 8 };
 
 static int64_t padded_columns(const struct gptoss_product *product) {
-    int per_lane = gptoss_layout_per_lane(product->matrix.layout);
-    return gptoss_num_groups(product->matrix.num_columns, per_lane) * per_lane * GPTOSS_LANES;
+    return gptoss_padded_columns(product->matrix.num_columns,
+                                 gptoss_layout_per_lane(product->matrix.layout));
 }
 
 /* ---- vectors ---- */
@@ -53,11 +53,16 @@ static void multiply_vectors(const struct gptoss_kernels *kernels,
                              int64_t num_rows, const float *bias, void *scratch) {
     (void)scratch;
     const float *packed = product->packed;
-    float results[VECTOR_TASK_ROWS];
-    for (int64_t token = 0; token < product->num_tokens; ++token) {
+    float results[GPTOSS_MAX_VECTORS * VECTOR_TASK_ROWS];
+    for (int64_t token = 0; token < product->num_tokens; token += GPTOSS_MAX_VECTORS) {
+        int64_t left = product->num_tokens - token;
+        int32_t num_vectors = left < GPTOSS_MAX_VECTORS ? (int32_t)left : GPTOSS_MAX_VECTORS;
         kernels->matvec[product->matrix.layout](&product->matrix, first_row, num_rows,
-                                                packed + token * padded_columns(product), results);
-        gptoss_product_finish(kernels, product, token, first_row, num_rows, results, bias);
+                                                packed + token * padded_columns(product),
+                                                num_vectors, results);
+        for (int32_t v = 0; v < num_vectors; ++v)
+            gptoss_product_finish(kernels, product, token + v, first_row, num_rows,
+                                  results + v * num_rows, bias);
     }
 }
 

@@ -31,6 +31,12 @@ static inline float gptoss_element_bf16(const uint8_t *elements, int64_t index) 
     return gptoss_float_from_bf16(bits);
 }
 
+/* A row of Q8_0 blocks: two bytes of scale d and 32 codes q each; d * q. */
+static inline float gptoss_element_q8_0(const uint8_t *row, int64_t index) {
+    const uint8_t *block = row + index / 32 * 34;
+    return gptoss_element_f16(block, 0) * (float)(int8_t)block[2 + index % 32];
+}
+
 /* The sum of 16 lanes by the documented tree; the lanes are overwritten. */
 static inline float gptoss_sum_lanes(float lanes[GPTOSS_LANES]) {
     for (int half = GPTOSS_LANES / 2; half > 0; half /= 2)

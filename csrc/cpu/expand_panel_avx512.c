@@ -1,7 +1,7 @@
 /* Panels of 32 rows, rows in the lanes (kernels.h): 16 rows by 16 lanes are read along the rows and
  * transposed in registers. Rows past the last are zeros; elements and blocks that the last group
  * lacks are not written. */
-#include "cpu/kernels.h"
+#include "cpu/mxfp4_row.h"
 #include "cpu/simd_avx512.h"
 
 enum { LANES = GPTOSS_LANES, ROWS = GPTOSS_PANEL_ROWS, HALF = 16 };
@@ -28,7 +28,8 @@ GPTOSS_INLINE void expand_unscaled(const struct gptoss_matrix *matrix, int64_t f
 }
 
 gptoss_expand_panel_fn GPTOSS_KERNEL(expand_panel_f32), GPTOSS_KERNEL(expand_panel_f16),
-    GPTOSS_KERNEL(expand_panel_bf16), GPTOSS_KERNEL(expand_panel_mxfp4);
+    GPTOSS_KERNEL(expand_panel_bf16), GPTOSS_KERNEL(expand_panel_mxfp4),
+    GPTOSS_KERNEL(expand_panel_mxfp4_gguf), GPTOSS_KERNEL(expand_panel_q8_0);
 
 void GPTOSS_KERNEL(expand_panel_f32)(const struct gptoss_matrix *matrix, int64_t first_row,
                                      int64_t num_rows, struct gptoss_panel *panel) {
@@ -45,61 +46,78 @@ void GPTOSS_KERNEL(expand_panel_bf16)(const struct gptoss_matrix *matrix, int64_
     expand_unscaled(matrix, first_row, num_rows, panel, gptoss_load_16_bf16);
 }
 
-enum { PER_LANE = 8, GROUP = LANES * PER_LANE, GROUP_BYTES = GROUP / 2, GROUP_SCALES = 4 };
+void GPTOSS_KERNEL(expand_panel_q8_0)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                      int64_t num_rows, struct gptoss_panel *panel) {
+    expand_unscaled(matrix, first_row, num_rows, panel, gptoss_load_16_q8_0);
+}
 
-/* Dword l of a row's 64 bytes holds the 8 codes of lane l: values[l][8 g + i][r] = its nibble i,
- * looked up. */
-static void expand_codes(const struct gptoss_matrix *matrix, int64_t first_row, int64_t num_rows,
-                         float *values, int64_t half) {
-    int64_t num_groups = gptoss_num_groups(matrix->num_columns, PER_LANE);
+enum { PER_LANE = 8, LANES_PER_BLOCK = 4, BLOCKS_PER_GROUP = LANES / LANES_PER_BLOCK };
+
+/* Dword l of a group's codes holds the 8 codes of lane l: values[l][8 g + i][r] = its nibble i,
+ * looked up, for the lanes of the first num_blocks blocks. */
+GPTOSS_INLINE void expand_codes(const __m512i codes[HALF], int64_t num_blocks, float *values,
+                                int64_t num_groups) {
+    __m512 block[HALF];
+    for (int r = 0; r < HALF; ++r)
+        block[r] = _mm512_castsi512_ps(codes[r]);
+    gptoss_transpose_16(block);
+    for (int64_t l = 0; l < num_blocks * LANES_PER_BLOCK; ++l) {
+        __m512i dwords = _mm512_castps_si512(block[l]);
+        float *chain = values + l * num_groups * PER_LANE * ROWS;
+        for (int i = 0; i < PER_LANE; ++i)
+            _mm512_storeu_ps(chain + i * ROWS,
+                             gptoss_decode_e2m1(_mm512_srli_epi32(dwords, 4 * i)));
+    }
+}
+
+/* Sixteen rows, scales and all, of which num_rows exist; values and scales are theirs. */
+GPTOSS_INLINE void expand_mxfp4_rows(const struct gptoss_mxfp4_row *first, int64_t row_bytes,
+                                     int64_t scale_row_bytes, int64_t num_rows, int64_t num_columns,
+                                     float *values, float *scales) {
+    int64_t num_groups = gptoss_num_groups(num_columns, PER_LANE), num_blocks = num_columns / 32;
     for (int64_t g = 0; g < num_groups; ++g) {
-        int64_t left = (matrix->num_columns - g * GROUP) / PER_LANE,
-                width = left < LANES ? left : LANES;
-        __mmask16 mask = gptoss_first_lanes(width);
-        const uint8_t *rows =
-            matrix->data + (first_row + half) * matrix->row_bytes + g * GROUP_BYTES;
-        __m512 block[HALF];
-        for (int64_t r = 0; r < HALF; ++r)
-            block[r] = half + r < num_rows
-                           ? _mm512_maskz_loadu_ps(mask, rows + r * matrix->row_bytes)
-                           : _mm512_setzero_ps();
-        gptoss_transpose_16(block);
-        for (int64_t l = 0; l < width; ++l) {
-            __m512i codes = _mm512_castps_si512(block[l]);
-            float *chain = values + (l * num_groups + g) * PER_LANE * ROWS + half;
-            for (int i = 0; i < PER_LANE; ++i)
-                _mm512_storeu_ps(chain + i * ROWS,
-                                 gptoss_decode_e2m1(_mm512_srli_epi32(codes, 4 * i)));
+        int64_t left = num_blocks - g * BLOCKS_PER_GROUP,
+                width = left < BLOCKS_PER_GROUP ? left : BLOCKS_PER_GROUP;
+        uint8_t scale_bytes[BLOCKS_PER_GROUP][HALF] = {{0}};
+        __m512i codes[HALF];
+        for (int64_t r = 0; r < HALF; ++r) {
+            uint8_t bytes[BLOCKS_PER_GROUP][16] = {{0}};
+            for (int64_t b = 0; r < num_rows && b < width; ++b) {
+                int64_t block = g * BLOCKS_PER_GROUP + b;
+                memcpy(bytes[b], first->codes + r * row_bytes + block * first->codes_step, 16);
+                scale_bytes[b][r] = first->scales[r * scale_row_bytes + block * first->scale_step];
+            }
+            codes[r] = _mm512_loadu_si512(bytes);
+        }
+        expand_codes(codes, width, values + g * PER_LANE * ROWS, num_groups);
+        for (int64_t b = 0; b < width; ++b) {
+            __m512 decoded = gptoss_decode_e8m0(_mm_loadu_si128((const void *)scale_bytes[b]));
+            __mmask16 exist = gptoss_first_lanes(num_rows < 0      ? 0
+                                                 : num_rows < HALF ? num_rows
+                                                                   : HALF);
+            _mm512_storeu_ps(scales + (b * num_groups + g) * ROWS,
+                             _mm512_maskz_mov_ps(exist, decoded));
         }
     }
 }
 
-/* scales[b][g][r] = the scale of block 4 g + b: four groups, 16 blocks, of 16 rows at a time. */
-static void expand_scales(const struct gptoss_matrix *matrix, int64_t first_row, int64_t num_rows,
-                          float *scales, int64_t half) {
-    int64_t num_blocks = matrix->num_columns / 32,
-            num_groups = gptoss_num_groups(matrix->num_columns, PER_LANE);
-    for (int64_t first = 0; first < num_blocks; first += LANES) {
-        int64_t width = num_blocks - first < LANES ? num_blocks - first : LANES;
-        __mmask16 mask = gptoss_first_lanes(width);
-        const uint8_t *rows = matrix->scales + (first_row + half) * matrix->scale_row_bytes + first;
-        __m512 block[HALF];
-        for (int64_t r = 0; r < HALF; ++r)
-            block[r] = half + r < num_rows ? gptoss_decode_e8m0(_mm_maskz_loadu_epi8(
-                                                 mask, rows + r * matrix->scale_row_bytes))
-                                           : _mm512_setzero_ps();
-        gptoss_transpose_16(block);
-        for (int64_t l = 0; l < width; ++l) {
-            int64_t group = (first + l) / GROUP_SCALES, b = (first + l) % GROUP_SCALES;
-            _mm512_storeu_ps(scales + (b * num_groups + group) * ROWS + half, block[l]);
-        }
+GPTOSS_INLINE void expand_mxfp4(const struct gptoss_matrix *matrix, enum gptoss_layout layout,
+                                int64_t first_row, int64_t num_rows, struct gptoss_panel *panel) {
+    int64_t scale_row_bytes =
+        layout == GPTOSS_LAYOUT_MXFP4 ? matrix->scale_row_bytes : matrix->row_bytes;
+    for (int64_t half = 0; half < ROWS; half += HALF) {
+        struct gptoss_mxfp4_row first = gptoss_mxfp4_row(matrix, layout, first_row + half);
+        expand_mxfp4_rows(&first, matrix->row_bytes, scale_row_bytes, num_rows - half,
+                          matrix->num_columns, panel->values + half, panel->scales + half);
     }
 }
 
 void GPTOSS_KERNEL(expand_panel_mxfp4)(const struct gptoss_matrix *matrix, int64_t first_row,
                                        int64_t num_rows, struct gptoss_panel *panel) {
-    for (int64_t half = 0; half < ROWS; half += HALF) {
-        expand_codes(matrix, first_row, num_rows, panel->values, half);
-        expand_scales(matrix, first_row, num_rows, panel->scales, half);
-    }
+    expand_mxfp4(matrix, GPTOSS_LAYOUT_MXFP4, first_row, num_rows, panel);
+}
+
+void GPTOSS_KERNEL(expand_panel_mxfp4_gguf)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                            int64_t num_rows, struct gptoss_panel *panel) {
+    expand_mxfp4(matrix, GPTOSS_LAYOUT_MXFP4_GGUF, first_row, num_rows, panel);
 }

@@ -77,12 +77,19 @@ static inline int64_t gptoss_chain_length(int64_t num_columns, int per_lane, int
     return num_columns / group * per_lane + (left < 0 ? 0 : left > per_lane ? per_lane : left);
 }
 
-/* ---- matrix times one vector ----
- * x_lanes: the input in lane order, whole groups, absent elements +0:
+/* ---- matrix times a few vectors ----
+ * x_lanes: the vectors one after another, each in lane order, whole groups, absent elements +0:
  *     x_lanes[g * 16 * per_lane + i * 16 + l] = x[g * 16 * per_lane + lane_element(l, i)]
- * out[r - first_row] = dot(row r, x) for the num_rows rows from first_row. */
+ * out[v * num_rows + r - first_row] = dot(row r, vector v) for the num_rows rows from first_row.
+ * Weights are decoded once for all vectors. 1 <= num_vectors <= GPTOSS_MAX_VECTORS. */
+#define GPTOSS_MAX_VECTORS 4
 typedef void gptoss_matvec_fn(const struct gptoss_matrix *matrix, int64_t first_row,
-                              int64_t num_rows, const float *x_lanes, float *out);
+                              int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                              float *out);
+/* Floats from one vector to the next. */
+static inline int64_t gptoss_padded_columns(int64_t num_columns, int per_lane) {
+    return gptoss_num_groups(num_columns, per_lane) * GPTOSS_LANES * per_lane;
+}
 
 /* ---- matrix times many vectors: expand a panel of 32 rows once, multiply it by tiles of 6 tokens
  * ---- values: [16 lanes][chain_stride][32 rows], weights or codes in chain order, chain_stride =

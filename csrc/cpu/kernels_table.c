@@ -6,11 +6,13 @@
 
 gptoss_matvec_fn GPTOSS_KERNEL(matvec_f32), GPTOSS_KERNEL(matvec_f16), GPTOSS_KERNEL(matvec_bf16),
     GPTOSS_KERNEL(matvec_f32_transposed), GPTOSS_KERNEL(matvec_f16_transposed),
-    GPTOSS_KERNEL(matvec_bf16_transposed), GPTOSS_KERNEL(matvec_mxfp4);
+    GPTOSS_KERNEL(matvec_bf16_transposed), GPTOSS_KERNEL(matvec_mxfp4),
+    GPTOSS_KERNEL(matvec_mxfp4_gguf), GPTOSS_KERNEL(matvec_q8_0);
 gptoss_expand_panel_fn GPTOSS_KERNEL(expand_panel_f32), GPTOSS_KERNEL(expand_panel_f16),
     GPTOSS_KERNEL(expand_panel_bf16), GPTOSS_KERNEL(expand_panel_f32_transposed),
     GPTOSS_KERNEL(expand_panel_f16_transposed), GPTOSS_KERNEL(expand_panel_bf16_transposed),
-    GPTOSS_KERNEL(expand_panel_mxfp4);
+    GPTOSS_KERNEL(expand_panel_mxfp4), GPTOSS_KERNEL(expand_panel_mxfp4_gguf),
+    GPTOSS_KERNEL(expand_panel_q8_0);
 gptoss_multiply_panel_fn GPTOSS_KERNEL(multiply_panel_unscaled),
     GPTOSS_KERNEL(multiply_panel_scaled);
 gptoss_attention_tile_fn GPTOSS_KERNEL(attention_tile_f32), GPTOSS_KERNEL(attention_tile_f16);
@@ -38,6 +40,8 @@ const struct gptoss_kernels GPTOSS_KERNEL(kernels) = {
             [GPTOSS_LAYOUT_F16_TRANSPOSED] = GPTOSS_KERNEL(matvec_f16_transposed),
             [GPTOSS_LAYOUT_BF16_TRANSPOSED] = GPTOSS_KERNEL(matvec_bf16_transposed),
             [GPTOSS_LAYOUT_MXFP4] = GPTOSS_KERNEL(matvec_mxfp4),
+            [GPTOSS_LAYOUT_MXFP4_GGUF] = GPTOSS_KERNEL(matvec_mxfp4_gguf),
+            [GPTOSS_LAYOUT_Q8_0] = GPTOSS_KERNEL(matvec_q8_0),
         },
     .expand_panel =
         {
@@ -48,6 +52,8 @@ const struct gptoss_kernels GPTOSS_KERNEL(kernels) = {
             [GPTOSS_LAYOUT_F16_TRANSPOSED] = GPTOSS_KERNEL(expand_panel_f16_transposed),
             [GPTOSS_LAYOUT_BF16_TRANSPOSED] = GPTOSS_KERNEL(expand_panel_bf16_transposed),
             [GPTOSS_LAYOUT_MXFP4] = GPTOSS_KERNEL(expand_panel_mxfp4),
+            [GPTOSS_LAYOUT_MXFP4_GGUF] = GPTOSS_KERNEL(expand_panel_mxfp4_gguf),
+            [GPTOSS_LAYOUT_Q8_0] = GPTOSS_KERNEL(expand_panel_q8_0),
         },
     .multiply_panel_unscaled = GPTOSS_KERNEL(multiply_panel_unscaled),
     .multiply_panel_scaled = GPTOSS_KERNEL(multiply_panel_scaled),

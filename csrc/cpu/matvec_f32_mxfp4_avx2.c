@@ -61,11 +61,66 @@ static float dot(const uint8_t *codes, const uint8_t *row_scales, int64_t num_co
 
 gptoss_matvec_fn GPTOSS_KERNEL(matvec_mxfp4);
 
-void GPTOSS_KERNEL(matvec_mxfp4)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                 int64_t num_rows, const float *x_lanes, float *out) {
+static void matvec_mxfp4_one(const struct gptoss_matrix *matrix, int64_t first_row,
+                             int64_t num_rows, const float *x_lanes, float *out) {
     for (int64_t r = 0; r < num_rows; ++r) {
         int64_t row = first_row + r;
         out[r] = dot(matrix->data + row * matrix->row_bytes,
                      matrix->scales + row * matrix->scale_row_bytes, matrix->num_columns, x_lanes);
     }
+}
+
+void GPTOSS_KERNEL(matvec_mxfp4)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                 int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                                 float *out) {
+    for (int32_t v = 0; v < num_vectors; ++v)
+        matvec_mxfp4_one(matrix, first_row, num_rows,
+                         x_lanes + v * gptoss_padded_columns(matrix->num_columns, PER_LANE),
+                         out + v * num_rows);
+}
+
+/* ---- blocks of 17 bytes ---- */
+
+/* Two of a group's blocks, or one: the lanes of the other keep their sums. */
+GPTOSS_INLINE __m256 add_blocks(const uint8_t *blocks, int num_blocks, const float *x, __m256 p) {
+    __m128i low = _mm_loadu_si128((const void *)(blocks + 1)), high = _mm_setzero_si128();
+    uint64_t bytes = blocks[0];
+    if (num_blocks == 2) {
+        high = _mm_loadu_si128((const void *)(blocks + 18));
+        bytes |= (uint64_t)blocks[17] << 8;
+    }
+    __m256 t = sum_half_group(_mm256_set_m128i(high, low), x);
+    __m256 scales = spread_scales(gptoss_decode_e8m0(bytes), 0);
+    return num_blocks == 2 ? _mm256_fmadd_ps(scales, t, p)
+                           : gptoss_fma_masked(scales, t, p, gptoss_first_lanes(4));
+}
+
+static float dot_gguf(const uint8_t *blocks, int64_t num_columns, const float *x_lanes) {
+    __m256 p[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (; num_columns >= GROUP; num_columns -= GROUP, blocks += 68, x_lanes += GROUP) {
+        p[0] = add_blocks(blocks, 2, x_lanes, p[0]);
+        p[1] = add_blocks(blocks + 34, 2, x_lanes + 8, p[1]);
+    }
+    for (int half = 0; num_columns > 0; ++half, num_columns -= 64)
+        p[half] =
+            add_blocks(blocks + half * 34, num_columns >= 64 ? 2 : 1, x_lanes + half * 8, p[half]);
+    return gptoss_sum_16(p[0], p[1]);
+}
+
+gptoss_matvec_fn GPTOSS_KERNEL(matvec_mxfp4_gguf);
+
+static void matvec_mxfp4_gguf_one(const struct gptoss_matrix *matrix, int64_t first_row,
+                                  int64_t num_rows, const float *x_lanes, float *out) {
+    for (int64_t r = 0; r < num_rows; ++r)
+        out[r] = dot_gguf(matrix->data + (first_row + r) * matrix->row_bytes, matrix->num_columns,
+                          x_lanes);
+}
+
+void GPTOSS_KERNEL(matvec_mxfp4_gguf)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                      int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                                      float *out) {
+    for (int32_t v = 0; v < num_vectors; ++v)
+        matvec_mxfp4_gguf_one(matrix, first_row, num_rows,
+                              x_lanes + v * gptoss_padded_columns(matrix->num_columns, PER_LANE),
+                              out + v * num_rows);
 }

@@ -68,11 +68,71 @@ GPTOSS_INLINE void dot_rows(const struct gptoss_matrix *matrix, int64_t first_ro
 
 gptoss_matvec_fn GPTOSS_KERNEL(matvec_mxfp4);
 
-void GPTOSS_KERNEL(matvec_mxfp4)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                 int64_t num_rows, const float *x_lanes, float *out) {
+static void matvec_mxfp4_one(const struct gptoss_matrix *matrix, int64_t first_row,
+                             int64_t num_rows, const float *x_lanes, float *out) {
     int64_t r = 0;
     for (; r + ROWS <= num_rows; r += ROWS)
         dot_rows(matrix, first_row + r, x_lanes, out + r, ROWS);
     for (; r < num_rows; ++r)
         dot_rows(matrix, first_row + r, x_lanes, out + r, 1);
+}
+
+void GPTOSS_KERNEL(matvec_mxfp4)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                 int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                                 float *out) {
+    for (int32_t v = 0; v < num_vectors; ++v)
+        matvec_mxfp4_one(matrix, first_row, num_rows,
+                         x_lanes + v * gptoss_padded_columns(matrix->num_columns, PER_LANE),
+                         out + v * num_rows);
+}
+
+/* ---- blocks of 17 bytes ---- */
+
+/* The codes of the first num_blocks blocks of a group; the lanes of the others are 0. */
+GPTOSS_INLINE __m512i load_codes(const uint8_t *blocks, int num_blocks) {
+    __m128i quarter[GROUP_SCALES];
+    for (int b = 0; b < GROUP_SCALES; ++b)
+        quarter[b] = b < num_blocks ? _mm_loadu_si128((const void *)(blocks + b * 17 + 1))
+                                    : _mm_setzero_si128();
+    __m512i codes = _mm512_inserti32x4(_mm512_castsi128_si512(quarter[0]), quarter[1], 1);
+    return _mm512_inserti32x4(_mm512_inserti32x4(codes, quarter[2], 2), quarter[3], 3);
+}
+
+GPTOSS_INLINE __m512 load_scales(const uint8_t *blocks, int num_blocks) {
+    uint32_t bytes = 0;
+    for (int b = 0; b < num_blocks; ++b)
+        bytes |= (uint32_t)blocks[b * 17] << (8 * b);
+    return spread_scales(gptoss_decode_e8m0(_mm_cvtsi32_si128((int)bytes)), 0);
+}
+
+static float dot_gguf(const uint8_t *blocks, int64_t num_columns, const float *x_lanes) {
+    __m512 p = _mm512_setzero_ps();
+    for (; num_columns >= GROUP; num_columns -= GROUP, blocks += 68, x_lanes += GROUP)
+        p = _mm512_fmadd_ps(load_scales(blocks, GROUP_SCALES),
+                            sum_group(load_codes(blocks, GROUP_SCALES), x_lanes), p);
+    if (num_columns > 0) {
+        int num_blocks = (int)(num_columns / 32);
+        __m512 t = sum_group(load_codes(blocks, num_blocks), x_lanes);
+        p = _mm512_mask3_fmadd_ps(load_scales(blocks, num_blocks), t, p,
+                                  gptoss_first_lanes(num_columns / PER_LANE));
+    }
+    return gptoss_sum_16(p);
+}
+
+gptoss_matvec_fn GPTOSS_KERNEL(matvec_mxfp4_gguf);
+
+static void matvec_mxfp4_gguf_one(const struct gptoss_matrix *matrix, int64_t first_row,
+                                  int64_t num_rows, const float *x_lanes, float *out) {
+    for (int64_t r = 0; r < num_rows; ++r)
+        out[r] = dot_gguf(matrix->data + (first_row + r) * matrix->row_bytes, matrix->num_columns,
+                          x_lanes);
+}
+
+void GPTOSS_KERNEL(matvec_mxfp4_gguf)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                      int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                                      float *out) {
+    for (int32_t v = 0; v < num_vectors; ++v)
+        matvec_mxfp4_gguf_one(matrix, first_row, num_rows,
+                              x_lanes + v * gptoss_padded_columns(matrix->num_columns, PER_LANE),
+                              out + v * num_rows);
 }

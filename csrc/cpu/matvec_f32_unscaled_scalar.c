@@ -1,35 +1,47 @@
-/* out[r] = dot(row r, x) over rows of f32, f16 or bf16: p[column % 16] = fma(w, x, p[column % 16]),
- * then the tree. */
+/* out[r] = dot(row r, x) over rows of f32, f16, bf16 or Q8_0: p[column % 16] = fma(w, x, p[column %
+ * 16]), then the tree. */
 #include <math.h>
 
 #include "cpu/elements.h"
 
 static inline void matvec(const struct gptoss_matrix *matrix, int64_t first_row, int64_t num_rows,
-                          const float *x_lanes, float *out, gptoss_element_fn *element) {
-    for (int64_t r = 0; r < num_rows; ++r) {
-        const uint8_t *row = matrix->data + (first_row + r) * matrix->row_bytes;
+                          const float *x_lanes, int32_t num_vectors, float *out,
+                          gptoss_element_fn *element) {
+    for (int64_t at = 0; at < num_vectors * num_rows; ++at) {
+        const float *x = x_lanes + at / num_rows * gptoss_padded_columns(matrix->num_columns, 1);
+        const uint8_t *row = matrix->data + (first_row + at % num_rows) * matrix->row_bytes;
         float p[GPTOSS_LANES] = {0};
         for (int64_t column = 0; column < matrix->num_columns; ++column) {
             int64_t l = column % GPTOSS_LANES;
-            p[l] = fmaf(element(row, column), x_lanes[column], p[l]);
+            p[l] = fmaf(element(row, column), x[column], p[l]);
         }
-        out[r] = gptoss_sum_lanes(p);
+        out[at] = gptoss_sum_lanes(p);
     }
 }
 
-gptoss_matvec_fn GPTOSS_KERNEL(matvec_f32), GPTOSS_KERNEL(matvec_f16), GPTOSS_KERNEL(matvec_bf16);
+gptoss_matvec_fn GPTOSS_KERNEL(matvec_f32), GPTOSS_KERNEL(matvec_f16), GPTOSS_KERNEL(matvec_bf16),
+    GPTOSS_KERNEL(matvec_q8_0);
 
 void GPTOSS_KERNEL(matvec_f32)(const struct gptoss_matrix *matrix, int64_t first_row,
-                               int64_t num_rows, const float *x_lanes, float *out) {
-    matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_element_f32);
+                               int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                               float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_element_f32);
 }
 
 void GPTOSS_KERNEL(matvec_f16)(const struct gptoss_matrix *matrix, int64_t first_row,
-                               int64_t num_rows, const float *x_lanes, float *out) {
-    matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_element_f16);
+                               int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                               float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_element_f16);
 }
 
 void GPTOSS_KERNEL(matvec_bf16)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                int64_t num_rows, const float *x_lanes, float *out) {
-    matvec(matrix, first_row, num_rows, x_lanes, out, gptoss_element_bf16);
+                                int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                                float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_element_bf16);
+}
+
+void GPTOSS_KERNEL(matvec_q8_0)(const struct gptoss_matrix *matrix, int64_t first_row,
+                                int64_t num_rows, const float *x_lanes, int32_t num_vectors,
+                                float *out) {
+    matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_element_q8_0);
 }

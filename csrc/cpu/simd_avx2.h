@@ -47,18 +47,26 @@ GPTOSS_INLINE float gptoss_sum_16(__m256 low, __m256 high) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-/* Eight elements, any alignment. */
-typedef __m256 gptoss_load_8_fn(const uint8_t *elements);
+/* Eight elements of a row from a column on, any alignment. */
+typedef __m256 gptoss_load_8_fn(const uint8_t *row, int64_t column);
 
-GPTOSS_INLINE __m256 gptoss_load_8_f32(const uint8_t *elements) {
-    return _mm256_loadu_ps((const void *)elements);
+GPTOSS_INLINE __m256 gptoss_load_8_f32(const uint8_t *row, int64_t column) {
+    return _mm256_loadu_ps((const void *)(row + column * 4));
 }
-GPTOSS_INLINE __m256 gptoss_load_8_f16(const uint8_t *elements) {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const void *)elements));
+GPTOSS_INLINE __m256 gptoss_load_8_f16(const uint8_t *row, int64_t column) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const void *)(row + column * 2)));
 }
-GPTOSS_INLINE __m256 gptoss_load_8_bf16(const uint8_t *elements) {
-    __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)elements));
+GPTOSS_INLINE __m256 gptoss_load_8_bf16(const uint8_t *row, int64_t column) {
+    __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(row + column * 2)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+}
+/* Of a row of Q8_0 blocks; columns are multiples of 8. */
+GPTOSS_INLINE __m256 gptoss_load_8_q8_0(const uint8_t *row, int64_t column) {
+    const uint8_t *block = row + column / 32 * 34;
+    uint16_t scale;
+    memcpy(&scale, block, sizeof scale);
+    __m256i codes = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(block + 2 + column % 32)));
+    return _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(scale)), _mm256_cvtepi32_ps(codes));
 }
 
 /* The 8 codes of each of 8 dwords, low nibbles first, to E2M1 values: values[i] holds code i of

@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define GPTOSS_INLINE static inline __attribute__((always_inline))
 
@@ -51,6 +52,16 @@ GPTOSS_INLINE __m512 gptoss_load_16_f16(const uint8_t *row, int64_t column, __mm
 GPTOSS_INLINE __m512 gptoss_load_16_bf16(const uint8_t *row, int64_t column, __mmask16 mask) {
     __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row + column * 2));
     return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+
+/* Of a row of Q8_0 blocks; columns are multiples of 16 and none is absent. */
+GPTOSS_INLINE __m512 gptoss_load_16_q8_0(const uint8_t *row, int64_t column, __mmask16 mask) {
+    const uint8_t *block = row + column / 32 * 34;
+    uint16_t scale;
+    memcpy(&scale, block, sizeof scale);
+    __m512i codes = _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(block + 2 + column % 32)));
+    (void)mask;
+    return _mm512_mul_ps(_mm512_set1_ps(_cvtsh_ss(scale)), _mm512_cvtepi32_ps(codes));
 }
 
 /* E2M1 codes in the low four bits of each lane (the others may hold anything) to their values. */

@@ -58,8 +58,6 @@ static bool append_kernel(PyObject *list, size_t isa, PyObject *operation) {
 
 static bool append_level(PyObject *list, size_t isa) {
     for (int layout = 0; layout < GPTOSS_NUM_LAYOUTS; ++layout) {
-        if (gptoss_kernels_at(isa)->matvec[layout] == NULL)
-            continue;
         if (!append_kernel(list, isa, PyUnicode_FromFormat("matvec_%s", layout_names[layout])) ||
             !append_kernel(list, isa,
                            PyUnicode_FromFormat("expand_panel_%s", layout_names[layout])))
@@ -119,6 +117,12 @@ static void matrix_extent(const struct gptoss_matrix *matrix, int64_t end_row, i
         *data_out = (end_row - 1) * matrix->row_bytes + columns / 2;
         *scales_out = (end_row - 1) * matrix->scale_row_bytes + columns / 32;
         break;
+    case GPTOSS_LAYOUT_MXFP4_GGUF:
+        *data_out = (end_row - 1) * matrix->row_bytes + columns / 32 * 17;
+        break;
+    case GPTOSS_LAYOUT_Q8_0:
+        *data_out = (end_row - 1) * matrix->row_bytes + columns / 32 * 34;
+        break;
     case GPTOSS_LAYOUT_F32_TRANSPOSED:
     case GPTOSS_LAYOUT_F16_TRANSPOSED:
     case GPTOSS_LAYOUT_BF16_TRANSPOSED:
@@ -158,8 +162,9 @@ static bool check_rows(struct rows *rows, const char *layout) {
                 matrix->scale_row_bytes >= 0 && matrix->scale_row_bytes < MAX_COUNT &&
                 rows->first_row >= 0 && rows->first_row < MAX_COUNT && rows->num_rows >= 1 &&
                 rows->num_rows < MAX_COUNT;
-    if (!check(sane && (matrix->layout != GPTOSS_LAYOUT_MXFP4 || matrix->num_columns % 32 == 0),
-               "sizes out of range"))
+    bool has_blocks =
+        gptoss_layout_is_scaled(matrix->layout) || matrix->layout == GPTOSS_LAYOUT_Q8_0;
+    if (!check(sane && (!has_blocks || matrix->num_columns % 32 == 0), "sizes out of range"))
         return false;
     matrix_extent(matrix, matrix->num_rows, &data_bytes, &scale_bytes);
     return check(rows->data.len >= data_bytes && rows->scales.len >= scale_bytes,
@@ -188,28 +193,33 @@ static bool parse_rows(PyObject *tuple, long long first_row, long long num_rows,
 
 /* ---- the products ---- */
 
-/* kernel_matvec(isa, matrix, first_row, num_rows, x_lanes, out [num_rows]). */
+/* kernel_matvec(isa, matrix, first_row, num_rows, x_lanes, num_vectors, out
+ * [num_vectors][num_rows]).
+ */
 static PyObject *matvec(PyObject *module, PyObject *arguments) {
     (void)module;
     const char *isa;
     PyObject *tuple;
-    long long first_row, num_rows;
+    long long first_row, num_rows, num_vectors;
     Py_buffer x, out;
     struct rows rows;
-    if (!PyArg_ParseTuple(arguments, "sO!LLy*w*:kernel_matvec", &isa, &PyTuple_Type, &tuple,
-                          &first_row, &num_rows, &x, &out))
+    if (!PyArg_ParseTuple(arguments, "sO!LLy*Lw*:kernel_matvec", &isa, &PyTuple_Type, &tuple,
+                          &first_row, &num_rows, &x, &num_vectors, &out))
         return NULL;
     bool done = false;
     const struct gptoss_kernels *kernels = select_kernels(isa);
     if (kernels != NULL && parse_rows(tuple, first_row, num_rows, &rows)) {
         const struct gptoss_matrix *matrix = &rows.matrix;
-        int per_lane = gptoss_layout_per_lane(matrix->layout);
         int64_t num_inputs =
-            gptoss_num_groups(matrix->num_columns, per_lane) * per_lane * GPTOSS_LANES;
-        done = holds_floats(&x, num_inputs) && holds_floats(&out, num_rows);
+            gptoss_padded_columns(matrix->num_columns, gptoss_layout_per_lane(matrix->layout));
+        done = check(num_vectors >= 1 && num_vectors <= GPTOSS_MAX_VECTORS,
+                     "1 to 4 vectors are multiplied at once") &&
+               holds_floats(&x, num_vectors * num_inputs) &&
+               holds_floats(&out, num_vectors * num_rows);
         if (done) {
             Py_BEGIN_ALLOW_THREADS
-            kernels->matvec[matrix->layout](matrix, first_row, num_rows, x.buf, out.buf);
+            kernels->matvec[matrix->layout](matrix, first_row, num_rows, x.buf,
+                                            (int32_t)num_vectors, out.buf);
             Py_END_ALLOW_THREADS
         }
         release_rows(&rows);
