@@ -253,10 +253,7 @@ def generate_batch(
     ends the iteration.
     """
     batch_size = require_integer("batch_size", batch_size, 1)
-    if not isinstance(model, Model):
-        raise ArgumentError(f"generate_batch needs a gptoss.Model, not {model!r}")
-    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
-        raise ArgumentError(f"prompts must be a list of texts or token ids, not {prompts!r}")
+    _require_prompts(model, prompts)
     stop_tokens = None if stop_tokens is None else tuple(stop_tokens)
 
     def continuation(index: int) -> Continuation:
@@ -274,6 +271,13 @@ def generate_batch(
     empty = Generator(model, max_context=max_context, kv_dtype=kv_dtype)
     report = _Report(progress, len(prompts) if isinstance(prompts, Sized) else None)
     return _run(iter(prompts), continuation, empty, batch_size, report)
+
+
+def _require_prompts(model: Model, prompts: Iterable[str | Tokens]) -> None:
+    if not isinstance(model, Model):
+        raise ArgumentError(f"generate_batch needs a gptoss.Model, not {model!r}")
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise ArgumentError(f"prompts must be a list of texts or token ids, not {prompts!r}")
 
 
 def _sampling_of(

@@ -83,6 +83,12 @@ class SpeculationStats:
     def tokens_per_pass(self) -> float:
         return self.tokens / self.passes if self.passes else 0.0
 
+    def since(self, earlier: SpeculationStats) -> SpeculationStats:
+        """What was done after `earlier` was read."""
+        return SpeculationStats(
+            *(getattr(self, name) - getattr(earlier, name) for name in self.__slots__)
+        )
+
 
 class Drafter:
     """Drafts for one Generator, and learns from what became of the drafts."""
