@@ -259,6 +259,28 @@ enum gptoss_status gptoss_generator_fork(const struct gptoss_generator *generato
                                          struct gptoss_generator **generator_out,
                                          struct gptoss_error *error);
 
+/* Feeds num_tokens_each[i] tokens to generators[i], all of one model and each given once; tokens
+ * holds those of generator 0, then those of generator 1, and so on. All run as one table of rows,
+ * to the bits that each alone would give, and every generator is left with its last logits. Nothing
+ * happens before all arguments are checked; errors name the generator by its index. The table is
+ * cut into blocks of bounded size, each of which counts for all its generators or none, so after
+ * GPTOSS_ERROR_INTERRUPTED some may stand at their end, one within its tokens, and the rest where
+ * they stood. */
+enum gptoss_status gptoss_forward(struct gptoss_generator *const *generators, size_t num_generators,
+                                  const int32_t *tokens, const size_t *num_tokens_each,
+                                  gptoss_poll_fn poll, void *user, struct gptoss_error *error);
+
+/* Computes the rows of tokens that may come next in one pass, and changes nothing else: feeding the
+ * first of them by gptoss_generator_prefill, one token a call, then takes its row at no cost, and
+ * so on, as long as the guess is right. Any other change of the generator forgets the rest. */
+enum gptoss_status gptoss_generator_look_ahead(struct gptoss_generator *generator,
+                                               const int32_t *tokens, size_t num_tokens,
+                                               gptoss_poll_fn poll, void *user,
+                                               struct gptoss_error *error);
+/* How many tokens are looked ahead at now, and which; valid until the next call that changes the
+ * generator. */
+size_t gptoss_generator_ahead(const struct gptoss_generator *generator, const int32_t **tokens_out);
+
 /* Which taps to keep from the next call on: mask[gptoss_model_num_taps], or NULL for none. */
 enum gptoss_status gptoss_generator_capture(struct gptoss_generator *generator, const uint8_t *mask,
                                             struct gptoss_error *error);

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,20 @@ def test_the_seed_of_stats_gives_the_text_again(cli):
     assert "tok/s" in stats
     seed = stats.split()[-1]
     assert cli(*options, "--seed", seed)[1] == text
+
+
+def test_speculation_changes_the_time_alone(cli):
+    repeated = ["generate", "one two three four one two three four one", "--max-tokens", "40"]
+    for sampling in (["--temperature", "0"], ["--seed", "3"]):
+        plain = cli(*repeated, *sampling)
+        code, text, stats = cli(*repeated, *sampling, "--speculate", "--stats")
+        assert (code, text) == plain[:2]
+        assert re.search(r"guessed \d+,.* [\d.]+ tokens a pass", stats)
+    _, out, _ = cli(*repeated, "--temperature", "0", "--speculate", "--json")
+    facts = json.loads(out.splitlines()[-1])["speculation"]
+    assert facts["tokens"] == 39 == facts["passes"] + facts["accepted"] and facts["accepted"] > 0
+    _, out, _ = cli(*repeated, "--json")
+    assert json.loads(out.splitlines()[-1])["speculation"] is None
 
 
 def test_stop_never_leaks(cli):

@@ -49,10 +49,12 @@ struct gptoss_model;
 struct gptoss_pass {
     const struct gptoss_row *rows;
     int64_t num_rows;
-    struct gptoss_cache *const *caches;
+    int32_t num_slots;
+    struct gptoss_cache *const *caches;     /* [num_slots] */
+    struct gptoss_capture *const *captures; /* [num_slots]; NULL: no taps */
+    const int64_t *logits_rows;             /* [num_logits_rows]; NULL: first_logits_row and on */
     int64_t first_logits_row, num_logits_rows; /* 0 rows: none */
     float *logits_out;                         /* [num_logits_rows][vocab_size] */
-    struct gptoss_capture *capture;            /* NULL: no taps */
     uint64_t progress_done, progress_total;    /* rows before this pass and in the whole work */
 };
 enum gptoss_status gptoss_gpt_oss_forward(struct gptoss_model *model,

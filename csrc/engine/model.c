@@ -120,10 +120,26 @@ void gptoss_model_release(struct gptoss_model *model) {
         gptoss_workspace_clear(model->backend, &model->workspace);
         model->backend->operations->release(model->backend);
     }
+    gptoss_free(model->batch_logits);
     gptoss_gpt_oss_clear(&model->weights);
     gptoss_rope_clear(&model->rope);
     gptoss_checkpoint_release(model->checkpoint);
     gptoss_free(model);
+}
+
+enum gptoss_status gptoss_model_batch_logits(struct gptoss_model *model, int64_t num_rows,
+                                             float **logits_out, struct gptoss_error *error) {
+    if (num_rows > model->max_batch_logits) {
+        uint64_t row_bytes = (uint64_t)model->config->vocab_size * sizeof(float);
+        gptoss_free(model->batch_logits);
+        model->max_batch_logits = 0;
+        model->batch_logits = gptoss_allocate((size_t)num_rows, row_bytes);
+        if (model->batch_logits == NULL)
+            return gptoss_error_memory(error, (uint64_t)num_rows * row_bytes, "a batch's logits");
+        model->max_batch_logits = num_rows;
+    }
+    *logits_out = model->batch_logits;
+    return GPTOSS_OK;
 }
 
 /* ---- what it is ---- */
@@ -163,6 +179,8 @@ void gptoss_model_tap(const struct gptoss_model *model, size_t index, struct gpt
 void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_memory *memory_out) {
     gptoss_checkpoint_memory(model->checkpoint, memory_out);
     memory_out->heap_bytes += sizeof *model + model->workspace.num_bytes;
+    memory_out->heap_bytes +=
+        (uint64_t)model->max_batch_logits * (uint64_t)model->config->vocab_size * sizeof(float);
     memory_out->heap_bytes += model->backend->operations->memory(model->backend);
 }
 

@@ -21,6 +21,12 @@ struct gptoss_model {
     float attention_scale; /* 1 / sqrt(head_dim) */
     struct gptoss_gpt_oss weights;
     struct gptoss_workspace workspace;
+    float *batch_logits; /* [max_batch_logits][vocab_size] */
+    int64_t max_batch_logits;
 };
+
+/* Memory for the logits of num_rows rows, for the caller while it has the back end's turn. */
+enum gptoss_status gptoss_model_batch_logits(struct gptoss_model *model, int64_t num_rows,
+                                             float **logits_out, struct gptoss_error *error);
 
 #endif

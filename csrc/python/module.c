@@ -73,6 +73,7 @@ static PyMethodDef functions[] = {
     {"usable_cores", usable_cores, METH_NOARGS, NULL},
     {"count_cores", count_cores, METH_VARARGS, NULL},
     {"fail_allocation", fail_allocation, METH_O, NULL},
+    {"forward", gptoss_python_forward, METH_VARARGS, NULL},
     {"sample", gptoss_python_sample, METH_VARARGS, NULL},
     {"top_logprobs", gptoss_python_top_logprobs, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -169,6 +169,14 @@ def format_count(count: int) -> str:
     return str(count)
 
 
+def format_speculation(stats: gptoss.SpeculationStats | None) -> str:
+    """What became of guessed tokens, or an empty string if none were to be guessed."""
+    if stats is None:
+        return ""
+    rate = f" {stats.acceptance_rate:.0%} right," if stats.drafted else ""
+    return f"guessed {stats.drafted:,},{rate} {stats.tokens_per_pass:.2f} tokens a pass"
+
+
 def format_rate(count: int, seconds: float) -> str:
     """Tokens per second, or an empty string where there is nothing to divide."""
     return f"{count / seconds:.1f} tok/s" if count and seconds > 0 else ""

@@ -45,6 +45,15 @@ Context = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
+Speculate = Annotated[
+    bool,
+    typer.Option(
+        "--speculate",
+        help="Guess tokens that the text suggests and compute them together: the same text, "
+        "sooner where it repeats itself.",
+        rich_help_panel=_ENGINE,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Print speed and seed on standard error.")]
 
