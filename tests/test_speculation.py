@@ -224,6 +224,33 @@ def test_any_call_between_two_outputs(demo: gptoss.Model) -> None:
             assert results[1][1:] == results[0][1:]
 
 
+def test_what_was_guessed_is_forgotten_when_the_text_moves(demo: gptoss.Model) -> None:
+    """The token that was due next, fed anywhere else, has the row of that place."""
+    moves: list[Callable[[gptoss.Generator], Any]] = [
+        lambda g: g.rewind(5),
+        lambda g: (g.reset(), g.step(9)),
+        lambda g: g.step(9),
+        lambda g: g.prefill([9, 10]),
+        lambda g: gptoss.forward([g], [9]),
+        lambda g: g.prefill([21], all_logits=True),
+        lambda g: g._core.look_ahead([4, 22]),
+        lambda g: g.capture("embedding"),
+    ]
+    for number, move in enumerate(moves):
+        generator = gptoss.Generator(demo)
+        generator.prefill(random_tokens(demo, 20))
+        generator._core.look_ahead([21, 22, 23])
+        assert generator._core.next_ahead == 21
+        move(generator)
+        assert generator._core.next_ahead == (4 if number == 6 else None)
+        before = generator.tokens.tolist()
+        found = generator.step(21).copy()
+        if number == len(moves) - 1:
+            assert generator.taps["embedding"].shape == (1, 256)
+        fresh = gptoss.Generator(demo)
+        assert_same_bits(found, fresh.prefill([*before, 21]), f"move {number}")
+
+
 def test_progress_and_pending_rows(demo: gptoss.Model) -> None:
     """A token whose row is there already is told to progress like any other."""
     generator = gptoss.Generator(demo, speculate=True)
