@@ -117,7 +117,7 @@ class Generation(Iterator[Output]):
         stops = _stop_strings(stop)
         if tokenizer is None and (stops or isinstance(prompt, str)):
             raise ArgumentError(
-                "the model has no tokenizer.json: give token ids, and no stop strings"
+                f"{generator.model._lacks_tokenizer}: give token ids, and no stop strings"
             )
         if not isinstance(processors, Sequence) or not all(map(callable, processors)):
             raise ArgumentError("processors must be a list of functions of (tokens, logits)")
