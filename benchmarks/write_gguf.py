@@ -85,8 +85,13 @@ def plan_layer(config: dict[str, Any], layer: int, dense: str, experts: str) -> 
     num_experts, head_dim = config["num_local_experts"], config["head_dim"]
     queries = config["num_attention_heads"] * head_dim
     keys = config["num_key_value_heads"] * head_dim
-    lengths = {"attn_q.bias": queries, "attn_k.bias": keys, "attn_v.bias": keys}
-    lengths |= {"attn_sinks.weight": config["num_attention_heads"], "ffn_gate_inp.bias": num_experts}
+    lengths = {
+        "attn_q.bias": queries,
+        "attn_k.bias": keys,
+        "attn_v.bias": keys,
+        "attn_sinks.weight": config["num_attention_heads"],
+        "ffn_gate_inp.bias": num_experts,
+    }
     matrices = {
         "attn_q.weight": ((queries, hidden), dense, "self_attn.q_proj.weight"),
         "attn_k.weight": ((keys, hidden), dense, "self_attn.k_proj.weight"),

@@ -45,15 +45,21 @@ static enum gptoss_status find(struct binder *binder, uint32_t dtypes, int32_t n
                                      tensor_out, binder->error);
 }
 
-static enum gptoss_status bind_vector(struct binder *binder, int64_t num_vectors,
-                                      int64_t num_elements, struct gptoss_vector *out) {
+static enum gptoss_status bind_vector_of(struct binder *binder, uint32_t dtypes,
+                                         int64_t num_vectors, int64_t num_elements,
+                                         struct gptoss_vector *out) {
     const struct gptoss_tensor *tensor;
     int64_t shape[2] = {num_vectors, num_elements};
     bool single = num_vectors == 0;
-    GPTOSS_TRY(find(binder, FLOAT_DTYPES, single ? 1 : 2, single ? shape + 1 : shape, &tensor));
+    GPTOSS_TRY(find(binder, dtypes, single ? 1 : 2, single ? shape + 1 : shape, &tensor));
     *out =
         (struct gptoss_vector){tensor->dtype, single ? 1 : num_vectors, num_elements, tensor->data};
     return GPTOSS_OK;
+}
+
+static enum gptoss_status bind_vector(struct binder *binder, int64_t num_vectors,
+                                      int64_t num_elements, struct gptoss_vector *out) {
+    return bind_vector_of(binder, FLOAT_DTYPES, num_vectors, num_elements, out);
 }
 
 static enum gptoss_status bind_matrix(struct binder *binder, int64_t num_rows, int64_t num_columns,
@@ -129,7 +135,7 @@ static enum gptoss_status bind_whole_experts(struct binder *binder, uint32_t dty
     return GPTOSS_OK;
 }
 
-/* Gate and up apart, in one format, since an operation reads both by the same kernel. */
+/* Gate and up apart, in one format, as the operation demands that multiplies both. */
 static enum gptoss_status bind_gguf_experts(struct binder *binder,
                                             struct gptoss_gpt_oss_layer *layer) {
     const struct gptoss_config *config = binder->config;
@@ -145,7 +151,8 @@ static enum gptoss_status bind_gguf_experts(struct binder *binder,
     spell(binder, "", "", "blk.%d.ffn_gate_exps.bias");
     GPTOSS_TRY(bind_vector(binder, config->num_experts, intermediate, &layer->gate_up_bias));
     spell(binder, "", "", "blk.%d.ffn_up_exps.bias");
-    GPTOSS_TRY(bind_vector(binder, config->num_experts, intermediate, &layer->up_bias));
+    GPTOSS_TRY(bind_vector_of(binder, 1u << layer->gate_up_bias.dtype, config->num_experts,
+                              intermediate, &layer->up_bias));
     spell(binder, "", "", "blk.%d.ffn_down_exps.bias");
     return bind_vector(binder, config->num_experts, hidden, &layer->down_bias);
 }
