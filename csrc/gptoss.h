@@ -93,8 +93,8 @@ struct gptoss_config {
     uint8_t layer_is_sliding[GPTOSS_MAX_LAYERS];
 };
 
-/* One tensor of a checkpoint, in place in its file. Owned by the model. Row-major. Of a block format
- * shape counts elements; num_bytes and data are the blocks'. */
+/* One tensor of a checkpoint, in place in its file. Owned by the model. Row-major. Of a block
+ * format shape counts elements; num_bytes and data are the blocks'. */
 struct gptoss_tensor {
     const char *name;
     enum gptoss_dtype dtype;
@@ -167,8 +167,8 @@ const struct gptoss_tensor *gptoss_model_tensor(const struct gptoss_model *model
 const struct gptoss_tensor *gptoss_model_find_tensor(const struct gptoss_model *model,
                                                      const char *name);
 
-/* Reads every weight once, of block formats the scales: MXFP4 scales of 0xFF, NaN and infinite values fail with
- * GPTOSS_ERROR_FORMAT. */
+/* Reads every weight once, of block formats the scales: MXFP4 scales of 0xFF, NaN and infinite
+ * values fail with GPTOSS_ERROR_FORMAT. */
 enum gptoss_status gptoss_model_verify(struct gptoss_model *model, gptoss_poll_fn poll, void *user,
                                        struct gptoss_error *error);
 

@@ -1,5 +1,5 @@
-"""GGUF files for tests: written from the tensors of tests/models.py or of a directory, and read back
-by a reader of their own, which knows nothing of the engine.
+"""GGUF files for tests: written from the tensors of tests/models.py or of a directory, and read
+back by a reader of their own, which knows nothing of the engine.
 
     write_model(path, SPEC, numpy.random.default_rng(7), dense="q8_0")
     GgufModel(path).config, reference.forward(GgufModel(path), tokens)

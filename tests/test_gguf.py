@@ -140,7 +140,8 @@ def test_each_tensor_in_a_format_of_its_own(
     with gptoss.Model(path, verify=True) as model:
         assert len({model.tensor_info(name).format for name in model.tensors}) == 5
     trace = engine_trace(path, seed, 40, "f32")
-    assert_traces_agree(trace, reference_trace(GgufModel(path, hf_config(spec)), trace, "f32"), "f32")
+    expected = reference_trace(GgufModel(path, hf_config(spec)), trace, "f32")
+    assert_traces_agree(trace, expected, "f32")
 
 
 @pytest.mark.parametrize("experts", ["MXFP4", "BF16"])
@@ -204,7 +205,8 @@ def test_configuration(tmp_path: Path) -> None:
     }
     for spec in (Spec(yarn=yarn, window=5, rms_norm_eps=1e-6), Spec(yarn=None, rope_theta=1e4)):
         directory = write_model(tmp_path / f"{spec.window}", spec, np.random.default_rng(0))
-        path = gguf_models.write_model(tmp_path / f"{spec.window}.gguf", spec, np.random.default_rng(0))
+        path = tmp_path / f"{spec.window}.gguf"
+        gguf_models.write_model(path, spec, np.random.default_rng(0))
         with gptoss.Model(directory) as hf, gptoss.Model(path) as model:
             assert hf.config == model.config
 

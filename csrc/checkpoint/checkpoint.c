@@ -187,8 +187,7 @@ static enum gptoss_status read_gguf_config(struct gptoss_checkpoint *checkpoint,
     static const char name[] = "token_embd.weight";
     const struct gptoss_tensor *embedding = gptoss_checkpoint_find(checkpoint, name);
     cJSON *keys = NULL;
-    enum gptoss_status status =
-        gptoss_gguf_json(&checkpoint->metadata, "gpt-oss.", &keys, error);
+    enum gptoss_status status = gptoss_gguf_json(&checkpoint->metadata, "gpt-oss.", &keys, error);
     if (status != GPTOSS_OK)
         return status;
     bool is_stated = cJSON_GetObjectItemCaseSensitive(keys, "vocab_size") != NULL;
@@ -197,8 +196,8 @@ static enum gptoss_status read_gguf_config(struct gptoss_checkpoint *checkpoint,
         struct gptoss_place place = {.file = checkpoint->path, .tensor = name, .offset = -1};
         if (embedding != NULL)
             gptoss_shape_describe(embedding->shape, embedding->num_dims, found, sizeof found);
-        status = gptoss_format_error(error, &place, "a matrix with a row for each token", "%s",
-                                     found);
+        status =
+            gptoss_format_error(error, &place, "a matrix with a row for each token", "%s", found);
     } else if (!is_stated &&
                cJSON_AddNumberToObject(keys, "vocab_size", (double)embedding->shape[0]) == NULL) {
         status = gptoss_error_memory(error, sizeof *keys, "metadata");
@@ -217,8 +216,8 @@ static enum gptoss_status load_gguf(struct gptoss_checkpoint *checkpoint,
     GPTOSS_TRY(load_file(&shard->file, read_files, progress, error));
     GPTOSS_TRY(gptoss_gguf_parse(&shard->file, &checkpoint->metadata, error));
     GPTOSS_TRY(check_kind(checkpoint, error));
-    GPTOSS_TRY(gptoss_gguf_parse_tensors(&shard->file, &checkpoint->metadata, &shard->contents,
-                                         error));
+    GPTOSS_TRY(
+        gptoss_gguf_parse_tensors(&shard->file, &checkpoint->metadata, &shard->contents, error));
     GPTOSS_TRY(merge_shards(checkpoint, error));
     return read_gguf_config(checkpoint, error);
 }

@@ -41,8 +41,8 @@ static enum gptoss_status refuse(const struct cursor *cursor, uint64_t offset, c
 
 static enum gptoss_status take(struct cursor *cursor, uint64_t num_bytes, const char *subject,
                                const uint8_t **bytes_out) {
-    uint64_t end = cursor->file->num_bytes < MAX_HEADER_BYTES ? cursor->file->num_bytes
-                                                              : MAX_HEADER_BYTES;
+    uint64_t end =
+        cursor->file->num_bytes < MAX_HEADER_BYTES ? cursor->file->num_bytes : MAX_HEADER_BYTES;
     if (num_bytes > end - cursor->offset) {
         char expected[96], found[96];
         bool is_limit = end < cursor->file->num_bytes;

@@ -152,8 +152,8 @@ static enum gptoss_status nothing_found(const char *directory, const char *missi
     }
     if (census->num_gguf > 0) {
         return gptoss_format_error(error, &place, missing,
-                                   "%zu .gguf files; give the path of one, as %s",
-                                   census->num_gguf, census->gguf);
+                                   "%zu .gguf files; give the path of one, as %s", census->num_gguf,
+                                   census->gguf);
     }
     if (census->num_others > 0) {
         return gptoss_format_error(error, &place, missing,

@@ -27,16 +27,18 @@ struct pattern {
 #define LANES32(x) (UINT64_C(0x0000000100000001) * (x))
 #define ANY_SIGN UINT64_MAX
 
-static const struct pattern pattern_f64 = {UINT64_C(0x7FF) << 52, UINT64_C(1) << 52,
-                                           UINT64_C(1) << 63, ANY_SIGN, 8, 0};
-static const struct pattern pattern_f32 = {LANES32(0x7F800000), LANES32(0x00800000),
-                                           LANES32(0x80000000), ANY_SIGN, 4, 0};
-static const struct pattern pattern_bf16 = {LANES16(0x7F80), LANES16(0x0080), LANES16(0x8000),
-                                            ANY_SIGN, 2, 0};
-static const struct pattern pattern_f16 = {LANES16(0x7C00), LANES16(0x0400), LANES16(0x8000),
-                                           ANY_SIGN, 2, 0};
-static const struct pattern pattern_e5m2 = {LANES8(0x7C), LANES8(0x04), LANES8(0x80), ANY_SIGN, 1, 0};
-static const struct pattern pattern_e4m3 = {LANES8(0x7F), LANES8(0x01), LANES8(0x80), ANY_SIGN, 1, 0};
+static const struct pattern pattern_f64 = {
+    UINT64_C(0x7FF) << 52, UINT64_C(1) << 52, UINT64_C(1) << 63, ANY_SIGN, 8, 0};
+static const struct pattern pattern_f32 = {
+    LANES32(0x7F800000), LANES32(0x00800000), LANES32(0x80000000), ANY_SIGN, 4, 0};
+static const struct pattern pattern_bf16 = {
+    LANES16(0x7F80), LANES16(0x0080), LANES16(0x8000), ANY_SIGN, 2, 0};
+static const struct pattern pattern_f16 = {
+    LANES16(0x7C00), LANES16(0x0400), LANES16(0x8000), ANY_SIGN, 2, 0};
+static const struct pattern pattern_e5m2 = {
+    LANES8(0x7C), LANES8(0x04), LANES8(0x80), ANY_SIGN, 1, 0};
+static const struct pattern pattern_e4m3 = {
+    LANES8(0x7F), LANES8(0x01), LANES8(0x80), ANY_SIGN, 1, 0};
 static const struct pattern pattern_e8m0 = {LANES8(0x7F), LANES8(0x01), LANES8(0x80), 0, 1, 0};
 static const struct pattern pattern_q8_0 = {0x7C00, 0x0400, 0x8000, ANY_SIGN, 2, 34};
 static const struct pattern pattern_mxfp4_gguf = {0x7F, 0x01, 0x80, 0, 1, 17};
@@ -147,12 +149,11 @@ static enum gptoss_status bad_element(const struct gptoss_tensor *tensor,
     memcpy(&bits, (const uint8_t *)tensor->data + offset, pattern->lane_bytes);
     bool has_infinity = (pattern->unit & lane_mask) != 1;
     bool is_infinity = has_infinity && (bits & ~pattern->mask & ~pattern->sign & lane_mask) == 0;
-    return gptoss_format_error(error, &place,
-                               pattern->either != 0 ? "finite values" : "MXFP4 scales below 0xFF",
-                               "%s (0x%0*llX) at %s %llu", is_infinity ? "an infinity" : "NaN",
-                               (int)(2 * pattern->lane_bytes), (unsigned long long)bits,
-                               pattern->block_bytes != 0 ? "block" : "element",
-                               (unsigned long long)(offset / stride));
+    return gptoss_format_error(
+        error, &place, pattern->either != 0 ? "finite values" : "MXFP4 scales below 0xFF",
+        "%s (0x%0*llX) at %s %llu", is_infinity ? "an infinity" : "NaN",
+        (int)(2 * pattern->lane_bytes), (unsigned long long)bits,
+        pattern->block_bytes != 0 ? "block" : "element", (unsigned long long)(offset / stride));
 }
 
 static enum gptoss_status verify_tensor(const struct gptoss_tensor *tensor,

@@ -1,5 +1,5 @@
-/* Where the weights of gpt-oss are in a checkpoint: in the Hugging Face layout, in openai's original
- * one, and in a GGUF file of llama.cpp. */
+/* Where the weights of gpt-oss are in a checkpoint: in the Hugging Face layout, in openai's
+ * original one, and in a GGUF file of llama.cpp. */
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -144,8 +144,8 @@ static enum gptoss_status bind_gguf_experts(struct binder *binder,
     spell(binder, "", "", "blk.%d.ffn_gate_exps.weight");
     GPTOSS_TRY(bind_whole_experts(binder, dtypes, intermediate, hidden, &layer->gate_up));
     spell(binder, "", "", "blk.%d.ffn_up_exps.weight");
-    GPTOSS_TRY(bind_whole_experts(binder, 1u << layer->gate_up.dtype, intermediate, hidden,
-                                  &layer->up));
+    GPTOSS_TRY(
+        bind_whole_experts(binder, 1u << layer->gate_up.dtype, intermediate, hidden, &layer->up));
     spell(binder, "", "", "blk.%d.ffn_down_exps.weight");
     GPTOSS_TRY(bind_whole_experts(binder, dtypes, hidden, intermediate, &layer->down));
     spell(binder, "", "", "blk.%d.ffn_gate_exps.bias");
@@ -164,7 +164,8 @@ static enum gptoss_status bind_experts(struct binder *binder, struct gptoss_gpt_
         return bind_gguf_experts(binder, layer);
     spell(binder, "model.layers.%d.mlp.experts.gate_up_proj", "block.%d.mlp.mlp1_weight", "");
     if (gptoss_checkpoint_find(binder->checkpoint, binder->name) != NULL) {
-        GPTOSS_TRY(bind_whole_experts(binder, FLOAT_DTYPES, 2 * intermediate, hidden, &layer->gate_up));
+        GPTOSS_TRY(
+            bind_whole_experts(binder, FLOAT_DTYPES, 2 * intermediate, hidden, &layer->gate_up));
         spell(binder, "model.layers.%d.mlp.experts.down_proj", "block.%d.mlp.mlp2_weight", "");
         GPTOSS_TRY(bind_whole_experts(binder, FLOAT_DTYPES, hidden, intermediate, &layer->down));
     } else {
@@ -225,13 +226,14 @@ static enum gptoss_status bind_attention(struct binder *binder,
     int64_t hidden = config->hidden_size;
     int64_t query_size = (int64_t)config->num_heads * config->head_dim;
     int64_t key_size = (int64_t)config->num_kv_heads * config->head_dim;
-    spell(binder, "model.layers.%d.input_layernorm.weight", "block.%d.attn.norm.scale", "blk.%d.attn_norm.weight");
+    spell(binder, "model.layers.%d.input_layernorm.weight", "block.%d.attn.norm.scale",
+          "blk.%d.attn_norm.weight");
     GPTOSS_TRY(bind_vector(binder, 0, hidden, &layer->attention_norm));
     if (binder->naming == ORIGINAL) {
         struct gptoss_weight fused;
         struct gptoss_vector bias;
-        GPTOSS_TRY(
-            bind_projection(binder, "", "qkv", "", query_size + 2 * key_size, hidden, &fused, &bias));
+        GPTOSS_TRY(bind_projection(binder, "", "qkv", "", query_size + 2 * key_size, hidden, &fused,
+                                   &bias));
         slice_rows(&fused, &bias, 0, query_size, &layer->query, &layer->query_bias);
         slice_rows(&fused, &bias, query_size, key_size, &layer->key, &layer->key_bias);
         slice_rows(&fused, &bias, query_size + key_size, key_size, &layer->value,
@@ -239,25 +241,29 @@ static enum gptoss_status bind_attention(struct binder *binder,
     } else {
         GPTOSS_TRY(bind_projection(binder, "q_proj", "", "q", query_size, hidden, &layer->query,
                                    &layer->query_bias));
-        GPTOSS_TRY(
-            bind_projection(binder, "k_proj", "", "k", key_size, hidden, &layer->key, &layer->key_bias));
+        GPTOSS_TRY(bind_projection(binder, "k_proj", "", "k", key_size, hidden, &layer->key,
+                                   &layer->key_bias));
         GPTOSS_TRY(bind_projection(binder, "v_proj", "", "v", key_size, hidden, &layer->value,
                                    &layer->value_bias));
     }
-    GPTOSS_TRY(bind_projection(binder, "o_proj", "out", "output", hidden, query_size, &layer->output,
-                               &layer->output_bias));
-    spell(binder, "model.layers.%d.self_attn.sinks", "block.%d.attn.sinks", "blk.%d.attn_sinks.weight");
+    GPTOSS_TRY(bind_projection(binder, "o_proj", "out", "output", hidden, query_size,
+                               &layer->output, &layer->output_bias));
+    spell(binder, "model.layers.%d.self_attn.sinks", "block.%d.attn.sinks",
+          "blk.%d.attn_sinks.weight");
     return bind_vector(binder, 0, config->num_heads, &layer->sinks);
 }
 
 static enum gptoss_status bind_layer(struct binder *binder, struct gptoss_gpt_oss_layer *layer) {
     const struct gptoss_config *config = binder->config;
     GPTOSS_TRY(bind_attention(binder, layer));
-    spell(binder, "model.layers.%d.post_attention_layernorm.weight", "block.%d.mlp.norm.scale", "blk.%d.post_attention_norm.weight");
+    spell(binder, "model.layers.%d.post_attention_layernorm.weight", "block.%d.mlp.norm.scale",
+          "blk.%d.post_attention_norm.weight");
     GPTOSS_TRY(bind_vector(binder, 0, config->hidden_size, &layer->mlp_norm));
-    spell(binder, "model.layers.%d.mlp.router.weight", "block.%d.mlp.gate.weight", "blk.%d.ffn_gate_inp.weight");
+    spell(binder, "model.layers.%d.mlp.router.weight", "block.%d.mlp.gate.weight",
+          "blk.%d.ffn_gate_inp.weight");
     GPTOSS_TRY(bind_matrix(binder, config->num_experts, config->hidden_size, &layer->router));
-    spell(binder, "model.layers.%d.mlp.router.bias", "block.%d.mlp.gate.bias", "blk.%d.ffn_gate_inp.bias");
+    spell(binder, "model.layers.%d.mlp.router.bias", "block.%d.mlp.gate.bias",
+          "blk.%d.ffn_gate_inp.bias");
     GPTOSS_TRY(bind_vector(binder, 0, config->num_experts, &layer->router_bias));
     return bind_experts(binder, layer);
 }
@@ -285,7 +291,7 @@ enum gptoss_status gptoss_gpt_oss_bind(const struct gptoss_checkpoint *checkpoin
     struct binder binder = {
         .checkpoint = checkpoint,
         .config = gptoss_checkpoint_config(checkpoint),
-        .naming = gptoss_checkpoint_is_gguf(checkpoint)                               ? GGUF
+        .naming = gptoss_checkpoint_is_gguf(checkpoint)                            ? GGUF
                   : gptoss_checkpoint_find(checkpoint, "embedding.weight") != NULL ? ORIGINAL
                                                                                    : HUGGING_FACE,
         .error = error,
