@@ -2,11 +2,13 @@
 files.
 
     python benchmarks/synthesize.py --preset gpt-oss-20b DIRECTORY
+    python benchmarks/synthesize.py --preset gpt-oss-20b --layout gguf FILE.gguf
 
 Names, shapes, dtypes, the order of the tensors, the places where one layer straddles two shards,
 and the numbering of the shards from 0 are those of the Hugging Face release; the values are seeded
-noise, scaled so that activations stay of order one. Memory use is bounded by one chunk. The
-directory appears under its name only when it is complete.
+noise, scaled so that activations stay of order one. A GGUF file holds the same weights under
+llama.cpp's names, the MXFP4 ones exactly, the dense ones in the format asked for. Memory use is
+bounded by one chunk. The model appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 from tqdm import tqdm
+from write_gguf import DENSE_TYPES, PIECE_ROWS, Array, write_gguf
+from write_gguf import plan_tensors as plan_gguf
 
 _CHUNK_ELEMENTS = 1 << 23
 _E2M1_STD = 2.93  # standard deviation of the sixteen MXFP4 codes
@@ -148,6 +152,33 @@ def chunks(tensor: Tensor, seed: int) -> Iterator[bytes]:
             yield values.astype(ml_dtypes.bfloat16).tobytes()
 
 
+class Synthetic:
+    """The weights of a preset and a seed, for write_gguf."""
+
+    def __init__(self, preset: Preset, seed: int) -> None:
+        self._tensors = {tensor.name: tensor for tensor in plan_tensors(preset)}
+        self._seed = seed
+
+    def pieces(self, name: str) -> Iterator[Array]:
+        tensor = self._tensors[name]
+        dtype: Any = ml_dtypes.bfloat16 if tensor.kind == "normal" else np.uint8
+        row = tensor.shape[-2:] if tensor.kind == "codes" else tensor.shape[-1:]
+        piece_bytes = PIECE_ROWS * math.prod(row) * np.dtype(dtype).itemsize
+        pending = bytearray()
+
+        def decoded(data: bytes) -> Array:
+            values = np.frombuffer(data, dtype).reshape(-1, *row)
+            return values.astype(np.float32) if tensor.kind == "normal" else values
+
+        for chunk in chunks(tensor, self._seed):
+            pending += chunk
+            while len(pending) >= piece_bytes:
+                yield decoded(bytes(pending[:piece_bytes]))
+                del pending[:piece_bytes]
+        if pending:
+            yield decoded(bytes(pending))
+
+
 def header(tensors: list[Tensor]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -250,12 +281,25 @@ def synthesize(preset: Preset, seed: int, directory: Path) -> int:
     return total
 
 
+def synthesize_gguf(preset: Preset, seed: int, path: Path, dense: str = "q8_0") -> int:
+    """Writes the same weights as one GGUF file and returns its tensor bytes. FileExistsError."""
+    settings = config(preset)
+    total = sum(tensor.num_bytes for tensor in plan_gguf(settings, dense.upper()))
+    with tqdm(total=total, unit="B", unit_scale=True, desc=path.name) as progress:
+        return write_gguf(path, settings, Synthetic(preset, seed), dense, progress=progress.update)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Write a gpt-oss model with random weights in the Hugging Face layout.",
+        description="Write a gpt-oss model with random weights, in the Hugging Face layout or as a "
+        "GGUF file that llama.cpp opens.",
         epilog="example: python benchmarks/synthesize.py --preset gpt-oss-20b /tmp/gpt-oss-20b",
     )
-    parser.add_argument("directory", type=Path, help="the directory to make")
+    parser.add_argument("output", type=Path, help="the directory to make, or the .gguf file")
+    parser.add_argument("--layout", choices=("hf", "gguf"), default="hf")
+    parser.add_argument(
+        "--dense", choices=DENSE_TYPES, help="gguf: format of the dense matrices, by default q8_0"
+    )
     parser.add_argument("--preset", choices=PRESETS, default="mini")
     parser.add_argument("--layers", type=int, metavar="N", help="this many layers instead")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
@@ -265,12 +309,20 @@ def main() -> int:
         if arguments.layers < 1:
             parser.error("--layers must be at least 1")
         preset = replace(preset, num_layers=arguments.layers)
+    output, seed = arguments.output, arguments.seed
+    if arguments.layout == "hf" and arguments.dense is not None:
+        parser.error("--dense goes with --layout gguf")
+    if arguments.layout == "gguf" and output.suffix != ".gguf":
+        parser.error("the name of a GGUF file ends in .gguf")
     try:
-        total = synthesize(preset, arguments.seed, arguments.directory)
+        if arguments.layout == "gguf":
+            total = synthesize_gguf(preset, seed, output, arguments.dense or "q8_0")
+        else:
+            total = synthesize(preset, seed, output)
     except OSError as error:
         print(f"synthesize: {error}", file=sys.stderr)
         return 1
-    print(f"{arguments.directory}: {total:,} bytes of tensors")
+    print(f"{output}: {total:,} bytes of tensors")
     return 0
 
 

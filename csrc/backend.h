@@ -115,8 +115,8 @@ struct gptoss_route {
 struct gptoss_expert_gate_up {
     struct gptoss_buffer *x, *experts;
     int32_t num_chosen;
-    const struct gptoss_weight *weight, *up; /* up: NULL, or the shape of weight */
-    const struct gptoss_vector *bias, *up_bias;
+    const struct gptoss_weight *weight, *up;    /* up: NULL, or of weight's shape and dtype */
+    const struct gptoss_vector *bias, *up_bias; /* of one dtype */
     float limit, alpha;
     struct gptoss_buffer *out; /* [rows][num_chosen][intermediate] */
 };

@@ -93,7 +93,8 @@ struct gptoss_config {
     uint8_t layer_is_sliding[GPTOSS_MAX_LAYERS];
 };
 
-/* One tensor of a checkpoint, in place in its file. Owned by the model. Row-major. */
+/* One tensor of a checkpoint, in place in its file. Owned by the model. Row-major. Of a block
+ * format shape counts elements; num_bytes and data are the blocks'. */
 struct gptoss_tensor {
     const char *name;
     enum gptoss_dtype dtype;
@@ -152,8 +153,8 @@ struct gptoss_model_options {
     void *poll_user;
 };
 
-/* Opens a directory (Hugging Face or original layout) or one .safetensors file with config.json
- * beside it. */
+/* Opens a directory (Hugging Face or original layout, or one with a single .gguf file), one
+ * .safetensors file with config.json beside it, or one .gguf file. */
 enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model_options *options,
                                      struct gptoss_model **model_out, struct gptoss_error *error);
 struct gptoss_model *gptoss_model_retain(struct gptoss_model *model);
@@ -169,8 +170,8 @@ const struct gptoss_tensor *gptoss_model_tensor(const struct gptoss_model *model
 const struct gptoss_tensor *gptoss_model_find_tensor(const struct gptoss_model *model,
                                                      const char *name);
 
-/* Reads every weight once: MXFP4 scales of 0xFF, NaN and infinite values fail with
- * GPTOSS_ERROR_FORMAT. */
+/* Reads every weight once, of block formats the scales: MXFP4 scales of 0xFF, NaN and infinite
+ * values fail with GPTOSS_ERROR_FORMAT. */
 enum gptoss_status gptoss_model_verify(struct gptoss_model *model, gptoss_poll_fn poll, void *user,
                                        struct gptoss_error *error);
 

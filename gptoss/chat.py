@@ -142,9 +142,7 @@ class Chat:
             raise ArgumentError(f"a Chat needs a gptoss.Model, not {model!r}")
         tokenizer = model.tokenizer
         if tokenizer is None:
-            raise UnsupportedError(
-                f"{model.path}: there is no tokenizer.json, so this model cannot chat"
-            )
+            raise UnsupportedError(f"{model._lacks_tokenizer}, so this model cannot chat")
         self._tokenizer: Tokenizer = tokenizer
         self._prompt: _Prompt
         if model.config.architecture == "gpt_oss" and tokenizer.is_harmony:

@@ -115,7 +115,7 @@ class Continuation:
         tokenizer = model._load_tokenizer()
         stops = _stop_strings(stop)
         if tokenizer is None and stops:
-            raise _no_tokenizer()
+            raise _no_tokenizer(model)
         if not isinstance(processors, Sequence) or not all(map(callable, processors)):
             raise ArgumentError("processors must be a list of functions of (tokens, logits)")
         if stop_tokens is None:
@@ -212,7 +212,7 @@ class Generation(Iterator[Output]):
         progress: Progress | None,
     ) -> None:
         self.sampling = continuation.sampling
-        self.prompt_tokens = prompt_ids(prompt, generator.model._load_tokenizer())
+        self.prompt_tokens = prompt_ids(prompt, generator.model)
         self._generator = generator
         self._continuation = continuation
         self._progress = progress
@@ -280,16 +280,17 @@ def _stop_strings(stop: str | Sequence[str]) -> list[str]:
     return stops
 
 
-def prompt_ids(prompt: str | Tokens | None, tokenizer: Tokenizer | None) -> Tokens:
+def prompt_ids(prompt: str | Tokens | None, model: Model) -> Tokens:
     """The ids of a prompt that is text, or ids, or None."""
     if prompt is None:
         return ()
     if not isinstance(prompt, str):
         return prompt
+    tokenizer = model._load_tokenizer()
     if tokenizer is None:
-        raise _no_tokenizer()
+        raise _no_tokenizer(model)
     return tokenizer.encode(prompt)
 
 
-def _no_tokenizer() -> ArgumentError:
-    return ArgumentError("the model has no tokenizer.json: give token ids, and no stop strings")
+def _no_tokenizer(model: Model) -> ArgumentError:
+    return ArgumentError(f"{model._lacks_tokenizer}: give token ids, and no stop strings")

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf_models
+import numpy as np
 import pytest
+from models import Spec
 
 import gptoss
 from gptoss.cli import console, doctor, main
@@ -328,10 +331,41 @@ def test_inspect_check_finds_a_bad_scale(cli, tmp_path):
     assert "model.layers.3.mlp.experts.down_proj_scales" in err
 
 
-def test_parts_of_both_layouts():
+def test_inspect_of_a_gguf_file(cli, tmp_path):
+    path = gguf_models.write_model(tmp_path / "m.gguf", Spec(), np.random.default_rng(0), "q8_0")
+    code, out, _ = cli("inspect", path, "--json")
+    facts = json.loads(out)
+    by_name = {tensor["name"]: tensor for tensor in facts["tensors"]}
+    assert code == 0
+    embedding = by_name["token_embd.weight"]
+    assert (embedding["dtype"], embedding["shape"]) == ("Q8_0", [97, 64])
+    assert by_name["blk.1.ffn_up_exps.weight"]["dtype"] == "MXFP4"
+    assert by_name["blk.1.attn_norm.weight"]["dtype"] == "float32"
+    # gate, up and down: 4 experts of 64 x 64 each, and their biases.
+    assert facts["categories"]["experts"]["parameters"] == 2 * 4 * 3 * (64 * 64 + 64)
+    assert facts["experts"]["bytes_each"] == 3 * (64 * 64 // 32 * 17 + 64 * 4)
+    assert "other" not in facts["categories"]
+    code, out, _ = cli("inspect", path, "--check")
+    assert code == 0 and "blk.N.ffn_gate_exps.weight" in out and "all are finite" in out
+    code, _, err = cli("generate", "text", "--model", path)
+    assert code == 1 and "tokenizer.json" in err and "GGUF" in err
+
+
+def test_parts_of_all_layouts():
     for name, part in {
         "model.layers.3.mlp.router.weight": "router",
         "block.3.mlp.gate.weight": "router",
+        "blk.3.ffn_gate_inp.weight": "router",
+        "blk.3.ffn_gate_exps.weight": "experts",
+        "blk.3.ffn_down_exps.bias": "experts",
+        "blk.3.attn_q.weight": "attention",
+        "blk.3.attn_output.bias": "attention",
+        "blk.3.attn_sinks.weight": "attention",
+        "blk.3.attn_norm.weight": "norms",
+        "blk.3.post_attention_norm.weight": "norms",
+        "output_norm.weight": "norms",
+        "token_embd.weight": "embedding",
+        "output.weight": "unembedding",
         "model.layers.3.mlp.experts.gate_up_proj_blocks": "experts",
         "block.3.mlp.mlp1_weight.blocks": "experts",
         "model.layers.3.self_attn.sinks": "attention",

@@ -11,6 +11,10 @@ struct gptoss_gpt_oss_layer {
     struct gptoss_weight query, key, value, output;
     struct gptoss_vector mlp_norm, router_bias, gate_up_bias, down_bias;
     struct gptoss_weight router, gate_up, down;
+    /* GGUF: gate_up is the gate alone and this is up; else without data, and rows of gate and up
+     * take turns in gate_up. */
+    struct gptoss_weight up;
+    struct gptoss_vector up_bias;
 };
 
 struct gptoss_gpt_oss {
@@ -19,8 +23,8 @@ struct gptoss_gpt_oss {
     struct gptoss_gpt_oss_layer *layers; /* [num_layers]; owned */
 };
 
-/* Finds every tensor, in the Hugging Face or the original layout, and checks its dtype and shape.
- */
+/* Finds every tensor, in the Hugging Face or the original layout or under llama.cpp's names, and
+ * checks its dtype and shape. */
 enum gptoss_status gptoss_gpt_oss_bind(const struct gptoss_checkpoint *checkpoint,
                                        struct gptoss_gpt_oss *weights_out,
                                        struct gptoss_error *error);

@@ -244,11 +244,15 @@ enum gptoss_status gptoss_model_decode_expert(const struct gptoss_model *model, 
     }
     const struct gptoss_gpt_oss_layer *weights = &model->weights.layers[layer];
     int64_t intermediate = config->intermediate_size, hidden = config->hidden_size;
-    decode_rows(&weights->gate_up, expert, 0, 2, intermediate, out->gate);
-    decode_rows(&weights->gate_up, expert, 1, 2, intermediate, out->up);
+    bool split = weights->up.data != NULL;
+    int64_t step = split ? 1 : 2, first_up = split ? 0 : 1;
+    const struct gptoss_weight *up = split ? &weights->up : &weights->gate_up;
+    const struct gptoss_vector *up_bias = split ? &weights->up_bias : &weights->gate_up_bias;
+    decode_rows(&weights->gate_up, expert, 0, step, intermediate, out->gate);
+    decode_rows(up, expert, first_up, step, intermediate, out->up);
     decode_rows(&weights->down, expert, 0, 1, hidden, out->down);
-    decode_bias(&weights->gate_up_bias, expert, 0, 2, intermediate, out->gate_bias);
-    decode_bias(&weights->gate_up_bias, expert, 1, 2, intermediate, out->up_bias);
+    decode_bias(&weights->gate_up_bias, expert, 0, step, intermediate, out->gate_bias);
+    decode_bias(up_bias, expert, first_up, step, intermediate, out->up_bias);
     decode_bias(&weights->down_bias, expert, 0, 1, hidden, out->down_bias);
     return GPTOSS_OK;
 }

@@ -143,7 +143,8 @@ static PyObject *shape_tuple(const int64_t *shape, int num_dims) {
     return tuple;
 }
 
-/* tensors() -> [(name, dtype, shape, num_bytes, file, file_offset), ...] in the engine's order. */
+/* tensors() -> [(name, dtype, shape, num_bytes, file, file_offset), ...] in the engine's order.
+ * Shapes count elements. */
 static PyObject *list_tensors(PyObject *self, PyObject *unused) {
     (void)unused;
     struct gptoss_python_owner *owner = gptoss_python_model_owner(self);
@@ -164,6 +165,7 @@ static PyObject *list_tensors(PyObject *self, PyObject *unused) {
     return list;
 }
 
+/* tensor(index) -> a view of its shape; of a block format, of its bytes in a row. */
 static PyObject *view_tensor(PyObject *self, PyObject *argument) {
     Py_ssize_t index = PyNumber_AsSsize_t(argument, PyExc_IndexError);
     if (index == -1 && PyErr_Occurred())
@@ -180,6 +182,11 @@ static PyObject *view_tensor(PyObject *self, PyObject *argument) {
             tensor->dtype, tensor->num_dims, {0}, {0}, (void *)tensor->data};
         for (int d = 0; d < array.num_dims; d++)
             array.shape[d] = (Py_ssize_t)tensor->shape[d];
+        if (gptoss_dtype_bytes(tensor->dtype) == 0) { /* blocks: their bytes in a row */
+            array.dtype = GPTOSS_DTYPE_U8;
+            array.num_dims = 1;
+            array.shape[0] = (Py_ssize_t)tensor->num_bytes;
+        }
         gptoss_python_array_pack(&array);
         struct gptoss_python_state *state = PyType_GetModuleState(Py_TYPE(self));
         view = gptoss_python_view(state->array_view_type, owner, &array);

@@ -188,9 +188,7 @@ def make_writer(
 
 def require_tokenizer(model: gptoss.Model) -> Tokenizer:
     if model.tokenizer is None:
-        raise gptoss.UnsupportedError(
-            f"{model.path}: there is no tokenizer.json, so no text either"
-        )
+        raise gptoss.UnsupportedError(f"{model._lacks_tokenizer}, so no text either")
     return model.tokenizer
 
 

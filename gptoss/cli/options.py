@@ -10,7 +10,9 @@ import gptoss
 _SAMPLING = "Sampling"
 _ENGINE = "Engine"
 
-MODEL_HELP = "A model directory, a .safetensors file, org/name in the Hugging Face cache, or demo."
+MODEL_HELP = (
+    "A model directory, a .safetensors or .gguf file, org/name in the Hugging Face cache, or demo."
+)
 Model = Annotated[str, typer.Option("--model", "-m", metavar="PATH", help=MODEL_HELP)]
 Threads = Annotated[
     int | None,
