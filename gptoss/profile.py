@@ -110,7 +110,8 @@ class Profile:
         return Profile(tuple(operations), passes, seconds)
 
     def __str__(self) -> str:
-        lines = [f"{'operation':<16} {'calls':>8} {'ms':>10} {'share':>6} {'GB/s':>8} {'GFLOP/s':>8}"]
+        titles = ("calls", "ms", "share", "GB/s", "GFLOP/s")
+        lines = ["{:<16} {:>8} {:>10} {:>6} {:>8} {:>8}".format("operation", *titles)]
         for operation in self:
             share = operation.seconds / self.seconds if self.seconds else 0.0
             lines.append(

@@ -1,4 +1,4 @@
-"""benchmarks/synthesize.py writes what its presets name, and what it writes runs."""
+"""gptoss.synthetic writes what its presets name, and what it writes runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import reference
 import synthesize
 
 import gptoss
+from gptoss import synthetic
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ import gptoss
 def test_plan_equals_the_release(
     preset: str, num_tensors: int, num_bytes: int, num_shards: int
 ) -> None:
-    shards = synthesize.plan_shards(synthesize.PRESETS[preset])
+    shards = synthetic.plan_shards(synthetic.PRESETS[preset])
     tensors = [tensor for shard in shards.values() for tensor in shard]
     assert len({tensor.name for tensor in tensors}) == len(tensors) == num_tensors
     assert sum(tensor.num_bytes for tensor in tensors) == num_bytes
@@ -30,7 +31,7 @@ def test_plan_equals_the_release(
 
 
 def test_one_layer_straddles_two_shards() -> None:
-    shards = list(synthesize.plan_shards(synthesize.PRESETS["gpt-oss-20b"]).values())
+    shards = list(synthetic.plan_shards(synthetic.PRESETS["gpt-oss-20b"]).values())
     names = [{tensor.name for tensor in shard} for shard in shards]
     experts = "model.layers.6.mlp.experts.gate_up_proj"
     assert f"{experts}_bias" in names[1] and f"{experts}_blocks" in names[2]
@@ -52,7 +53,7 @@ def test_mini_model_runs(tmp_path: Path) -> None:
 
 def test_the_bytes_follow_from_the_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        synthesize.synthesize(synthesize.PRESETS["mini"], seed, tmp_path / name)
+        synthetic.synthesize(synthetic.PRESETS["mini"], seed, tmp_path / name)
     shards = {
         name: (tmp_path / name / "model-00000-of-00004.safetensors").read_bytes() for name in "abc"
     }

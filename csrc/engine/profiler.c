@@ -117,7 +117,8 @@ static void add_products(struct work *work, const struct gptoss_weight *weight,
                          const struct gptoss_vector *bias, uint64_t num_matrices,
                          uint64_t num_products) {
     work->weight_bytes += num_matrices * (matrix_bytes(weight) + vector_bytes(bias));
-    work->num_flops += 2 * num_products * (uint64_t)weight->num_rows * (uint64_t)weight->num_columns;
+    work->num_flops +=
+        2 * num_products * (uint64_t)weight->num_rows * (uint64_t)weight->num_columns;
 }
 
 /* Different experts among those of all rows and ranks. */
@@ -145,8 +146,7 @@ static void add_attention(const struct gptoss_profiler *profiler, struct work *w
     for (int64_t row = 0; row < table->num_rows; ++row) {
         const struct gptoss_row *here = &table->rows[row];
         int64_t window = operation->window;
-        int64_t begin =
-            window > 0 && here->position >= window ? here->position - window + 1 : 0;
+        int64_t begin = window > 0 && here->position >= window ? here->position - window + 1 : 0;
         work->num_flops += 4 * (uint64_t)(heads_dim * (here->position + 1 - begin));
         if (row == 0 || table->rows[row - 1].slot != here->slot)
             first = begin;

@@ -19,8 +19,8 @@ struct gptoss_python_owner *gptoss_python_model_owner(PyObject *self) {
 }
 
 static PyObject *new_model(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"path",    "device",     "isa",      "precision",
-                            "threads", "read_files", "progress", "profile", NULL};
+    static char *names[] = {"path",       "device",   "isa",     "precision", "threads",
+                            "read_files", "progress", "profile", NULL};
     PyObject *path, *progress = NULL;
     struct gptoss_model_options options = {.poll = gptoss_python_poll};
     int read_files = 0, profile = 0;
@@ -282,11 +282,11 @@ static PyObject *get_profile(PyObject *self, PyObject *unused) {
     for (size_t i = 0; list != NULL && i < count; i++) {
         struct gptoss_profile_entry entry;
         gptoss_model_profile_entry(owner->model, i, &entry);
-        PyObject *item = Py_BuildValue(
-            "(sKKKKKK)", entry.name, (unsigned long long)entry.num_calls,
-            (unsigned long long)entry.nanoseconds, (unsigned long long)entry.num_rows,
-            (unsigned long long)entry.weight_bytes, (unsigned long long)entry.kv_bytes,
-            (unsigned long long)entry.num_flops);
+        PyObject *item =
+            Py_BuildValue("(sKKKKKK)", entry.name, (unsigned long long)entry.num_calls,
+                          (unsigned long long)entry.nanoseconds, (unsigned long long)entry.num_rows,
+                          (unsigned long long)entry.weight_bytes,
+                          (unsigned long long)entry.kv_bytes, (unsigned long long)entry.num_flops);
         if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) != 0)
             Py_CLEAR(list);
     }
