@@ -149,6 +149,7 @@ struct gptoss_model_options {
     const char *precision; /* NULL or "fp32" */
     int num_threads;       /* 0: gptoss_usable_cores() */
     bool read_files;       /* read the weights into memory instead of mapping the files */
+    bool profile;          /* count and time the operations, for gptoss_model_profile_entry */
     gptoss_poll_fn poll;   /* only while reading files */
     void *poll_user;
 };
@@ -190,6 +191,24 @@ struct gptoss_model_memory {
     uint64_t mapped_bytes, read_bytes, heap_bytes;
 };
 void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_memory *memory_out);
+
+/* ---- profile: what the passes of a model opened with `profile` spent, by operation ---- */
+
+struct gptoss_profile_entry {
+    const char *name; /* as in backend.h; the last entry, "pass", is the time of whole passes */
+    uint64_t num_calls, nanoseconds;
+    uint64_t num_rows;     /* tokens, summed over the calls */
+    uint64_t weight_bytes; /* of weights: every tensor once a call, of experts those chosen */
+    uint64_t kv_bytes;     /* of keys and values: read once a call by attention, or stored */
+    uint64_t num_flops;    /* of matrix products and attention, two a multiply-add */
+};
+/* 0 without `profile`. */
+size_t gptoss_model_num_profile_entries(const struct gptoss_model *model);
+/* Sums since opening or reset. May be called during a pass of another thread, between whose
+ * operations it then falls. */
+void gptoss_model_profile_entry(const struct gptoss_model *model, size_t index,
+                                struct gptoss_profile_entry *entry_out);
+void gptoss_model_reset_profile(struct gptoss_model *model);
 
 /* ---- taps: the named activations a generator can keep ---- */
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gptoss import _core
 from gptoss.errors import ArgumentError, StateError, require_integer
 from gptoss.sampling import Draw, Sampling, require_sampling
-from gptoss.tokenizer import StreamDecoder, Tokenizer
+from gptoss.tokenizer import StreamDecoder
 
 if TYPE_CHECKING:
     from gptoss.generator import Generator, Logits, Tokens

@@ -26,6 +26,7 @@ from gptoss.errors import (
     require_integer,
 )
 from gptoss.locate import locate
+from gptoss.profile import Profile
 from gptoss.sampling import Sampling
 from gptoss.tokenizer import Tokenizer
 
@@ -135,6 +136,7 @@ class Model:
         verify: read every weight once and refuse NaN, infinite and reserved values.
         progress: called with (done, total) bytes while weights are read or verified; may raise to
             stop.
+        profile: count and time every operation, for profile(). Results are the same bits.
 
     Raises FileError, FormatError (with file, tensor, offset, expected, found), ArgumentError,
     UnsupportedError, OutOfMemoryError.
@@ -156,6 +158,7 @@ class Model:
         mmap: bool = True,
         verify: bool = False,
         progress: Progress | None = None,
+        profile: bool = False,
     ) -> None:
         for name, value in (("device", device), ("isa", isa), ("precision", precision)):
             if value is not None and not isinstance(value, str):
@@ -168,7 +171,14 @@ class Model:
         elif tokenizer is not None:
             self._tokenizer = Tokenizer(Path(tokenizer))
         self._core = _core.Model(
-            self.path, device, isa, precision, num_threads, read_files=not mmap, progress=progress
+            self.path,
+            device,
+            isa,
+            precision,
+            num_threads,
+            read_files=not mmap,
+            progress=progress,
+            profile=profile,
         )
         if verify:
             self._core.verify(progress)
@@ -271,6 +281,21 @@ class Model:
         """Bytes by category: "mapped" from files, shared with other processes; "read" from files
         into memory; "heap", tables and scratch. Generator.memory counts the caches."""
         return self._core.memory()
+
+    def profile(self) -> Profile:
+        """What all passes since opening, or reset_profile, spent on each operation: calls, time,
+        bytes read, arithmetic. print() shows a table.
+
+        StateError if the model was opened without profile=True.
+        """
+        entries = self._core.profile()
+        if not entries:
+            raise StateError("the model counts nothing: open it by Model(..., profile=True)")
+        return Profile.of(entries)
+
+    def reset_profile(self) -> None:
+        """Begins counting anew."""
+        self._core.reset_profile()
 
     def verify(self, progress: Progress | None = None) -> None:
         """Reads every weight once. FormatError if one is NaN or infinite, or an MXFP4 scale is the

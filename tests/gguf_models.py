@@ -16,9 +16,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import reference
-import write_gguf
 from models import Spec, Tensors, hf_config, random_tensors
 from numpy.typing import NDArray
+
+from gptoss import write_gguf
 
 Array = NDArray[Any]
 

@@ -18,7 +18,6 @@ import gguf_models
 import numpy as np
 import pytest
 import reference
-import write_gguf
 from gguf_models import GgufModel, Reader, Weights, convert
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
@@ -27,6 +26,7 @@ from support import assert_same_bits, feed, open_generator, random_tokens, step_
 from test_reference import assert_traces_agree, engine_trace, reference_trace, specs
 
 import gptoss
+from gptoss import write_gguf
 
 SAME_WEIGHTS = 2e-5
 DEMO = gptoss.Model("demo").path

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import write_gguf
 from gguf_models import Weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +21,7 @@ from models import Spec, hf_config, random_tensors
 from support import open_generator
 
 import gptoss
+from gptoss import write_gguf
 
 pytestmark = pytest.mark.usefixtures("ten_seconds", "modest_memory")
 

@@ -1,4 +1,4 @@
-"""benchmarks/synthesize.py writes what its presets name, and what it writes runs."""
+"""gptoss.synthetic writes what its presets name, and what it writes runs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import reference
 import synthesize
-import write_gguf
 from gguf_models import GgufModel
 
 import gptoss
+from gptoss import synthetic, write_gguf
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ import gptoss
 def test_plan_equals_the_release(
     preset: str, num_tensors: int, num_bytes: int, num_shards: int
 ) -> None:
-    shards = synthesize.plan_shards(synthesize.PRESETS[preset])
+    shards = synthetic.plan_shards(synthetic.PRESETS[preset])
     tensors = [tensor for shard in shards.values() for tensor in shard]
     assert len({tensor.name for tensor in tensors}) == len(tensors) == num_tensors
     assert sum(tensor.num_bytes for tensor in tensors) == num_bytes
@@ -32,7 +32,7 @@ def test_plan_equals_the_release(
 
 
 def test_one_layer_straddles_two_shards() -> None:
-    shards = list(synthesize.plan_shards(synthesize.PRESETS["gpt-oss-20b"]).values())
+    shards = list(synthetic.plan_shards(synthetic.PRESETS["gpt-oss-20b"]).values())
     names = [{tensor.name for tensor in shard} for shard in shards]
     experts = "model.layers.6.mlp.experts.gate_up_proj"
     assert f"{experts}_bias" in names[1] and f"{experts}_blocks" in names[2]
@@ -54,7 +54,7 @@ def test_mini_model_runs(tmp_path: Path) -> None:
 
 def test_the_bytes_follow_from_the_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        synthesize.synthesize(synthesize.PRESETS["mini"], seed, tmp_path / name)
+        synthetic.synthesize(synthetic.PRESETS["mini"], seed, tmp_path / name)
     shards = {
         name: (tmp_path / name / "model-00000-of-00004.safetensors").read_bytes() for name in "abc"
     }
@@ -64,7 +64,7 @@ def test_the_bytes_follow_from_the_seed(tmp_path: Path) -> None:
 
 # ---- GGUF ----
 
-MINI = synthesize.PRESETS["mini"]
+MINI = synthetic.PRESETS["mini"]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_gguf_plan_equals_the_release(
     preset: str, counts: tuple[int, int, int], q8_0_gigabytes: float
 ) -> None:
     """Tensors of F32, Q8_0 and MXFP4 in the files of ggml-org, and their sizes."""
-    tensors = write_gguf.plan_tensors(synthesize.config(synthesize.PRESETS[preset]), "Q8_0")
+    tensors = write_gguf.plan_tensors(synthetic.config(synthetic.PRESETS[preset]), "Q8_0")
     types = [tensor.type for tensor in tensors]
     assert tuple(map(types.count, ("F32", "Q8_0", "MXFP4"))) == counts
     assert len({tensor.name for tensor in tensors}) == len(tensors)
@@ -84,9 +84,9 @@ def test_gguf_plan_equals_the_release(
 
 @pytest.mark.parametrize("dense", ["q8_0", "bf16", "f16", "f32"])
 def test_both_layouts_hold_the_same_weights(tmp_path: Path, dense: str) -> None:
-    synthesize.synthesize(MINI, 3, tmp_path / "hf")
+    synthetic.synthesize(MINI, 3, tmp_path / "hf")
     path = tmp_path / "mini.gguf"
-    synthesize.synthesize_gguf(MINI, 3, path, dense)
+    synthetic.synthesize_gguf(MINI, 3, path, dense)
     expected = reference.Model(tmp_path / "hf")
     model = GgufModel(path, expected.raw_config)
     for layer in (0, MINI.num_layers - 1):
@@ -109,7 +109,7 @@ def test_gguf_runs_from_the_command_line(tmp_path: Path) -> None:
     with gptoss.Model(path, verify=True) as model:
         assert model.config.num_layers == 2 and model.config.max_positions == 131072
         logits = gptoss.Generator(model, kv_dtype="f32").prefill(tokens, all_logits=True)
-    config = synthesize.config(MINI) | {"num_hidden_layers": 2, "layer_types": None}
+    config = synthetic.config(MINI) | {"num_hidden_layers": 2, "layer_types": None}
     expected = reference.forward(GgufModel(path, config), tokens)["logits"]
     assert 0.1 < expected.std() < 10
     assert np.abs(logits - expected).max() < 1e-3
@@ -134,5 +134,5 @@ def test_nothing_is_left_of_an_interrupted_file(
 
     monkeypatch.setattr(write_gguf, "pack", stop)
     with pytest.raises(KeyboardInterrupt):
-        synthesize.synthesize_gguf(MINI, 0, tmp_path / "mini.gguf")
+        synthetic.synthesize_gguf(MINI, 0, tmp_path / "mini.gguf")
     assert not list(tmp_path.iterdir())

@@ -100,6 +100,11 @@ enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model
     status = gptoss_gpt_oss_bind(model->checkpoint, &model->weights, error);
     if (status != GPTOSS_OK)
         goto cleanup;
+    if (options->profile)
+        status = gptoss_profiler_create(model->config->num_experts, &model->backend,
+                                        &model->profiler, error);
+    if (status != GPTOSS_OK)
+        goto cleanup;
     *model_out = model;
     return GPTOSS_OK;
 cleanup:
@@ -182,6 +187,18 @@ void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_m
     memory_out->heap_bytes +=
         (uint64_t)model->max_batch_logits * (uint64_t)model->config->vocab_size * sizeof(float);
     memory_out->heap_bytes += model->backend->operations->memory(model->backend);
+}
+
+size_t gptoss_model_num_profile_entries(const struct gptoss_model *model) {
+    return model->profiler != NULL ? gptoss_profiler_num_entries() : 0;
+}
+void gptoss_model_profile_entry(const struct gptoss_model *model, size_t index,
+                                struct gptoss_profile_entry *entry_out) {
+    gptoss_profiler_entry(model->profiler, index, entry_out);
+}
+void gptoss_model_reset_profile(struct gptoss_model *model) {
+    if (model->profiler != NULL)
+        gptoss_profiler_reset(model->profiler);
 }
 
 enum gptoss_status gptoss_model_verify(struct gptoss_model *model, gptoss_poll_fn poll, void *user,

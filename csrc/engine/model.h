@@ -8,6 +8,7 @@
 #include "backend.h"
 #include "checkpoint/checkpoint.h"
 #include "engine/gpt_oss.h"
+#include "engine/profiler.h"
 #include "engine/rope.h"
 
 struct gptoss_model {
@@ -15,6 +16,7 @@ struct gptoss_model {
     struct gptoss_checkpoint *checkpoint;
     const struct gptoss_config *config;
     struct gptoss_backend *backend;
+    struct gptoss_profiler *profiler; /* in front of the back end, which owns it; or NULL */
     const char *isa;
     int num_threads;
     struct gptoss_rope rope;

@@ -31,6 +31,23 @@ Isa = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Number format of activations and sums; default: fp32.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Rows of a prefill block; default: what the engine finds best.",
+        rich_help_panel=_ENGINE,
+    ),
+]
 KvDtype = Annotated[
     Literal["f16", "f32"],
     typer.Option(

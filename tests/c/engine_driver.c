@@ -35,7 +35,8 @@ static void check_status(enum gptoss_status status, const char *call, int line) 
 }
 
 static struct gptoss_model *open_model(const char *path, bool read_files, int num_threads) {
-    struct gptoss_model_options options = {.num_threads = num_threads, .read_files = read_files};
+    struct gptoss_model_options options = {
+        .num_threads = num_threads, .read_files = read_files, .profile = num_threads > 1};
     struct gptoss_model *model = NULL;
     CHECK_OK(gptoss_model_open(path, &options, &model, &error));
     return model;
@@ -312,7 +313,8 @@ static bool refused(enum gptoss_status status) {
     } while (0)
 
 static struct gptoss_model *open_refused(const char *path, bool read_files) {
-    struct gptoss_model_options options = {.num_threads = 2, .read_files = read_files};
+    struct gptoss_model_options options = {
+        .num_threads = 2, .read_files = read_files, .profile = read_files};
     struct gptoss_model *model = NULL;
     if (refused(gptoss_model_open(path, &options, &model, &error))) {
         CHECK(model == NULL, "a model in spite of %s", error.message);

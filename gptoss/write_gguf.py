@@ -20,6 +20,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss.errors import FileError
+
 Array = NDArray[Any]
 
 PIECE_ROWS = 4096  # even: rows of gate and up take turns
@@ -104,7 +106,10 @@ def plan_layer(config: dict[str, Any], layer: int, dense: str, experts: str) -> 
             Tensor(prefix + name, (lengths.get(name, hidden),), "F32", source + of)
             for name, of in _VECTORS.items()
         ),
-        *(Tensor(prefix + name, *rest, source + of) for name, (*rest, of) in matrices.items()),
+        *(
+            Tensor(prefix + name, shape, type_name, source + of)
+            for name, (shape, type_name, of) in matrices.items()
+        ),
     ]
     source += "mlp.experts."
     for part in ("gate", "up"):
@@ -289,21 +294,25 @@ def write_gguf(
     dense: str = "q8_0",
     *,
     experts: str = "MXFP4",
-    progress: Callable[[int], object] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> int:
     """Writes the file, complete or not at all, and returns its tensor bytes.
 
     config: the keys of a Hugging Face config.json. dense: one of DENSE_TYPES. progress: called with
-    the bytes written since the last call. FileExistsError if path exists; OSError.
+    (done, total) bytes; may raise to stop. FileError if path exists already or there is no room.
     """
     if path.exists():
-        raise FileExistsError(f"{path} exists already")
+        raise FileError(f"{path} exists already", file=str(path))
     tensors = plan_tensors(config, dense.upper(), experts)
-    total = sum(tensor.num_bytes for tensor in tensors)
+    total, done = sum(tensor.num_bytes for tensor in tensors), 0
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(path.parent).free < total:
-        raise OSError(f"{path.parent} has no room for {total / 1e9:.1f} GB")
+    if (free := shutil.disk_usage(path.parent).free) < total:
+        raise FileError(
+            f"the model needs {total / 1e9:.1f} GB, {path.parent} has {free / 1e9:.1f} GB free: "
+            "choose another directory, or fewer layers",
+            file=str(path.parent),
+        )
     try:
         with open(partial, "wb") as file:
             file.write(header(metadata(config, path.stem), tensors))
@@ -311,8 +320,9 @@ def write_gguf(
                 start = file.tell()
                 for chunk in encoded(tensor, source):
                     file.write(chunk)
+                    done += len(chunk)
                     if progress is not None:
-                        progress(len(chunk))
+                        progress(done, total)
                 assert file.tell() - start == tensor.num_bytes, tensor.name
                 file.write(bytes(_padding(tensor.num_bytes)))
         os.rename(partial, path)
@@ -320,3 +330,13 @@ def write_gguf(
         partial.unlink(missing_ok=True)
         raise
     return total
+
+
+def is_gguf_of(path: Path, config: dict[str, Any], dense: str = "q8_0") -> bool:
+    """Whether a file is what write_gguf would write by that name, but for the weights."""
+    expected = header(metadata(config, path.stem), plan_tensors(config, dense.upper()))
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(expected)) == expected
+    except OSError:
+        return False
