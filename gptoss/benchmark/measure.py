@@ -322,6 +322,7 @@ class Benchmark:
         for column in zip(*every, strict=True):
             self._step(column)
             now = count.tick(test.sequences)
+        count.add(0)
         return now - start
 
     def _step(self, tokens: Sequence[int]) -> None:

@@ -63,12 +63,14 @@ def _model_path(
     chosen = synthetic.find_preset(preset, layers)
     layout = layout or "hf"
     needed, available = synthetic.weight_bytes(chosen, layout), available_memory()
-    console.note(f"{preset}, {chosen.num_layers} layers: {needed / 1e9:.1f} GB of random weights")
-    if available is not None and needed > 0.9 * available:
-        console.note(
-            f"gptoss: {available / 1e9:.1f} GB of memory is available: weights that do not fit are "
-            "read from disk again and again; --layers takes fewer"
+    if keep is None and available is not None and needed > 0.9 * available:
+        raise gptoss.OutOfMemoryError(
+            f"{preset} with {chosen.num_layers} layers needs {needed / 1e9:.1f} GB of memory, and "
+            f"{available / 1e9:.1f} GB is available: choose fewer --layers (or --keep DIR, to "
+            "measure how fast the disk is)"
         )
+    size = bench_tables.amount(needed, "B")
+    console.note(f"{preset}, layers: {chosen.num_layers}, random weights: {size}")
     with contextlib.ExitStack() as stack:
         with console.progress_bar("writing the model", unit="bytes") as progress:
             written = synthetic.synthetic_model(chosen, seed, keep, progress, layout)

@@ -25,12 +25,17 @@ def amount(value: float, unit: str) -> str:
     return f"{value:.0f} {unit}"
 
 
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _heading(report: Report, name: str) -> Text:
     model, options = report.model, report.options
-    config = model["config"]
+    config, threads = model["config"], options["threads"]
     parts = [
-        f"{config['architecture']}, {config['num_layers']} layers, {amount(model['bytes'], 'B')}",
-        f"{options['precision']} on {options['isa']}, {options['threads']} threads, "
+        f"{config['architecture']}, {_plural(config['num_layers'], 'layer')}",
+        amount(model["bytes"], "B"),
+        f"{options['precision']} on {options['isa']}, {_plural(threads, 'thread')}, "
         f"KV {options['kv_dtype']}",
         doctor.cpu_model(),
     ]
