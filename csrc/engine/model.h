@@ -15,7 +15,7 @@ struct gptoss_model {
     struct gptoss_checkpoint *checkpoint;
     const struct gptoss_config *config;
     struct gptoss_backend *backend;
-    const char *isa;
+    const char *isa, *precision;
     int num_threads;
     struct gptoss_rope rope;
     float attention_scale; /* 1 / sqrt(head_dim) */
