@@ -68,7 +68,14 @@ def kernel_multiply_panel(
     /,
 ) -> None: ...
 def kernel_product_bf16(
-    isa: str, form: str, matrix: _Matrix, num_rows: int, x: _Buffer, num_tokens: int, out: _Buffer, /
+    isa: str,
+    form: str,
+    matrix: _Matrix,
+    num_rows: int,
+    x: _Buffer,
+    num_tokens: int,
+    out: _Buffer,
+    /,
 ) -> None: ...
 def kernel_attention_tile(
     isa: str,

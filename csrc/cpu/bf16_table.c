@@ -1,6 +1,6 @@
-/* MXFP4 to bf16: code c times 2^(b - 127), by the bits. With e the exponent of |c| and f = 0.5 where
- * its fraction is one half, bf16 holds (b + e) * 128 + 128 f. Below exponent 1 it is a subnormal, which
- * still holds |c| * 2^(b - 127) exactly; from 255 on it is infinite. */
+/* MXFP4 to bf16: code c times 2^(b - 127), by the bits. With e the exponent of |c| and f = 0.5
+ * where its fraction is one half, bf16 holds (b + e) * 128 + 128 f. Below exponent 1 it is a
+ * subnormal, which still holds |c| * 2^(b - 127) exactly; from 255 on it is infinite. */
 #include <stdint.h>
 
 #define MAGNITUDE(exponent, half)                                                                  \

@@ -276,8 +276,7 @@ static const struct gptoss_backend_operations cpu_operations = {
 
 enum gptoss_status gptoss_cpu_backend_create(const struct gptoss_kernels *kernels,
                                              const struct gptoss_bf16_unit *bf16_unit,
-                                             int num_threads,
-                                             struct gptoss_backend **backend_out,
+                                             int num_threads, struct gptoss_backend **backend_out,
                                              struct gptoss_error *error) {
     *backend_out = NULL;
     struct gptoss_cpu_backend *backend = gptoss_allocate(1, sizeof *backend);

@@ -58,8 +58,7 @@ static inline int32_t *gptoss_buffer_ints(const struct gptoss_buffer *buffer) {
 /* num_threads >= 1. bf16_unit: see cpu/bf16_units.h, NULL for precision fp32. */
 enum gptoss_status gptoss_cpu_backend_create(const struct gptoss_kernels *kernels,
                                              const struct gptoss_bf16_unit *bf16_unit,
-                                             int num_threads,
-                                             struct gptoss_backend **backend_out,
+                                             int num_threads, struct gptoss_backend **backend_out,
                                              struct gptoss_error *error);
 
 /* Runs tasks on the pool; GPTOSS_ERROR_INTERRUPTED once the caller's poll asked to stop. */

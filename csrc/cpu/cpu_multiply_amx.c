@@ -1,13 +1,14 @@
-/* Products at precision bf16 with tdpbf16ps, the product of two tiles: 16 rows of 32 weights, and 32
- * elements of up to 16 tokens' inputs in pairs. For each output, over the groups of 32, ascending:
+/* Products at precision bf16 with tdpbf16ps, the product of two tiles: 16 rows of 32 weights, and
+ * 32 elements of up to 16 tokens' inputs in pairs. For each output, over the groups of 32,
+ * ascending:
  *
  *     even = +0; odd = +0
  *     even = fma(w[2 i], x[2 i], even); odd = fma(w[2 i + 1], x[2 i + 1], odd)      i = 0 .. 15
  *     sum = sum + (even + odd)
  *
- * Only the output's own row and token take part, so one token and many give the same bits. Blocks of
- * 2 x 2 tiles hold the sums of 32 rows and 32 tokens; between chunks of columns, whose weights stay
- * in the first-level cache while all tokens pass, they wait in memory. */
+ * Only the output's own row and token take part, so one token and many give the same bits. Blocks
+ * of 2 x 2 tiles hold the sums of 32 rows and 32 tokens; between chunks of columns, whose weights
+ * stay in the first-level cache while all tokens pass, they wait in memory. */
 #include <string.h>
 
 #include "cpu/bf16_rows.h"
@@ -17,7 +18,8 @@ enum { TILE = 16, TILE_BYTES = 1024, TILE_ROW_BYTES = 64, TASK_ROWS = 2 * TILE }
 enum { CHUNK_GROUPS = 16, BLOCK_TOKENS = 2 * TILE, MAX_BLOCKS = 16 };
 enum { MAX_TOKENS = MAX_BLOCKS * BLOCK_TOKENS };
 
-/* The tiles' numbers are parts of the instructions: 0 to 3 sums, 4 and 5 weights, 6 and 7 inputs. */
+/* The tiles' numbers are parts of the instructions: 0 to 3 sums, 4 and 5 weights, 6 and 7 inputs.
+ */
 
 /* A thread's scratch. */
 struct workplace {
@@ -50,8 +52,8 @@ static void pack(const struct gptoss_product *product, int64_t piece, void *out_
         }
         __m512 pairs[TILE];
         for (int64_t t = 0; t < TILE; ++t)
-            pairs[t] = t < n ? (__m512)gptoss_bf16_round(layout, lines[t], g, width)
-                             : _mm512_setzero_ps();
+            pairs[t] =
+                t < n ? (__m512)gptoss_bf16_round(layout, lines[t], g, width) : _mm512_setzero_ps();
         gptoss_transpose_16(pairs);
         for (int64_t l = 0; l < TILE; ++l)
             _mm512_mask_storeu_ps(out + l * n, gptoss_first_lanes(n), pairs[l]);
@@ -206,17 +208,21 @@ GPTOSS_INLINE void multiply_tiles(const struct chunk *chunk, int64_t num_groups,
     if (two_rows && two_tokens)
         _tile_loadd(3, sums[3], TILE_ROW_BYTES);
     for (int64_t g = 0; g < num_groups; ++g) {
+        /* Loads first: a load waits for the products that read its tile where two threads share a
+         * core and tiles are not renamed. With one token the products are too few to matter. */
         _tile_loadd(6, inputs, strides[0]);
         _tile_loadd(4, low, chunk->row_bytes);
-        _tile_dpbf16ps(0, 4, 6);
-        if (two_tokens) {
+        if (two_tokens)
             _tile_loadd(7, others, strides[1]);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-        if (two_rows) {
+        if (two_rows && two_tokens)
             _tile_loadd(5, high, chunk->row_bytes);
+        _tile_dpbf16ps(0, 4, 6);
+        if (two_tokens)
+            _tile_dpbf16ps(1, 4, 7);
+        if (two_rows && !two_tokens)
+            _tile_loadd(5, high, chunk->row_bytes);
+        if (two_rows)
             _tile_dpbf16ps(2, 5, 6);
-        }
         if (two_rows && two_tokens)
             _tile_dpbf16ps(3, 5, 7);
         if (chunk->next != NULL)
@@ -289,8 +295,8 @@ static void multiply_tokens(const struct gptoss_product *product, int64_t first_
             const uint8_t *inputs = (const uint8_t *)product->packed +
                                     token / TILE * piece_bytes(product) +
                                     group * TILE_ROW_BYTES * shape.tokens[0];
-            int64_t to_others = piece_bytes(product) +
-                                group * TILE_ROW_BYTES * (shape.tokens[1] - shape.tokens[0]);
+            int64_t to_others =
+                piece_bytes(product) + group * TILE_ROW_BYTES * (shape.tokens[1] - shape.tokens[0]);
             multiply_block(&chunk, n, &shape, inputs, to_others, work->sums[block]);
             chunk.next = NULL;
         }

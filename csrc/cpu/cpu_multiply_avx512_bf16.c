@@ -2,8 +2,8 @@
  *
  *     p[l] = dp(pair l of group g, p[l]) over the groups of 32, ascending; then the tree
  *
- * Few tokens: the 16 pairs of a row's group in the lanes. More: a panel of 32 rows in the lanes, the
- * unscaled panel product on pairs. The same operations for each output, so the same bits. */
+ * Few tokens: the 16 pairs of a row's group in the lanes. More: a panel of 32 rows in the lanes,
+ * the unscaled panel product on pairs. The same operations for each output, so the same bits. */
 #include <string.h>
 
 #include "cpu/bf16_rows.h"
@@ -56,8 +56,8 @@ GPTOSS_INLINE void dot_rows(const struct gptoss_matrix *matrix, enum gptoss_layo
     for (int64_t first = 0; first < num_groups; first += BATCH) {
         for (int r = 0; r < num_rows; ++r)
             for (int64_t at = 0; at < BATCH * gptoss_bf16_group_bytes(layout); at += 64)
-                _mm_prefetch((const char *)rows[r] + first * gptoss_bf16_group_bytes(layout) +
-                                 at + PREFETCH_BYTES,
+                _mm_prefetch((const char *)rows[r] + first * gptoss_bf16_group_bytes(layout) + at +
+                                 PREFETCH_BYTES,
                              _MM_HINT_T0);
         int64_t end = first + BATCH < num_groups ? first + BATCH : num_groups;
         for (int64_t g = first; g < end; ++g) {
@@ -147,11 +147,11 @@ static void pack_tile(const struct gptoss_product *product, int64_t tile, void *
         int64_t width = gptoss_bf16_group_width(num_columns, g);
         __m512 pairs[LANES];
         for (int64_t t = 0; t < LANES; ++t)
-            pairs[t] = t >= TILE_TOKENS || t >= left
-                           ? _mm512_setzero_ps()
-                           : (__m512)gptoss_bf16_round(product->matrix.layout,
-                                                       gptoss_product_input(product, first + t), g,
-                                                       width);
+            pairs[t] =
+                t >= TILE_TOKENS || t >= left
+                    ? _mm512_setzero_ps()
+                    : (__m512)gptoss_bf16_round(product->matrix.layout,
+                                                gptoss_product_input(product, first + t), g, width);
         gptoss_transpose_16(pairs);
         for (int64_t l = 0; l < LANES; ++l)
             _mm512_mask_storeu_ps(out + (l * num_groups + g) * TILE_TOKENS,

@@ -46,10 +46,9 @@ static const char *const other_operations[] = {
 static bool append_kernel(PyObject *list, const char *isa, bool available, PyObject *operation) {
     if (operation == NULL)
         return false;
-    PyObject *item = Py_BuildValue("{s:N,s:O,s:s,s:O}", "name",
-                                   PyUnicode_FromFormat("%U_%s", operation, isa), "operation",
-                                   operation, "isa", isa, "available",
-                                   available ? Py_True : Py_False);
+    PyObject *item = Py_BuildValue(
+        "{s:N,s:O,s:s,s:O}", "name", PyUnicode_FromFormat("%U_%s", operation, isa), "operation",
+        operation, "isa", isa, "available", available ? Py_True : Py_False);
     bool done = item != NULL && PyList_Append(list, item) == 0;
     Py_XDECREF(item);
     Py_DECREF(operation);
@@ -60,7 +59,8 @@ static bool append_level(PyObject *list, size_t isa) {
     const char *name = gptoss_isa_name(isa);
     bool available = gptoss_isa_available(isa);
     for (int layout = 0; layout < GPTOSS_NUM_LAYOUTS; ++layout) {
-        if (!append_kernel(list, name, available, PyUnicode_FromFormat("matvec_%s", layout_names[layout])) ||
+        if (!append_kernel(list, name, available,
+                           PyUnicode_FromFormat("matvec_%s", layout_names[layout])) ||
             !append_kernel(list, name, available,
                            PyUnicode_FromFormat("expand_panel_%s", layout_names[layout])))
             return false;

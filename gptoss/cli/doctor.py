@@ -79,13 +79,17 @@ def machine_facts() -> dict[str, Any]:
             "usable": _core.usable_cpus(),
         },
         "isas": [{"name": name, "available": available} for name, available in _core.isas()],
+        "bf16_isas": [
+            {"name": name, "available": available} for name, available in _core.bf16_isas()
+        ],
         "vulkan_loader": has_vulkan_loader(),
         "kernels": _core.kernels(),
     }
 
 
 def check_kernels(isa: str, seed: int) -> tuple[Check, list[OperationResult]]:
-    """Runs every kernel of `isa` on random data; each bit must be the scalar kernel's."""
+    """Runs every kernel of `isa` on random data; each bit must be the scalar kernel's, and at
+    precision bf16 that of one token alone."""
     try:
         results = self_test(isa, seed)
     except Exception as error:
@@ -93,9 +97,9 @@ def check_kernels(isa: str, seed: int) -> tuple[Check, list[OperationResult]]:
     wrong = [result["operation"] for result in results if result["mismatches"]]
     cases = sum(result["cases"] for result in results)
     if wrong:
-        detail = f"other bits than the scalar kernels in {', '.join(wrong)} (seed {seed})"
+        detail = f"other bits than they should have in {', '.join(wrong)} (seed {seed})"
     else:
-        detail = f"{len(results)} operations, {cases:,} cases: the scalar kernels' bits"
+        detail = f"{len(results)} operations, {cases:,} cases: the bits they should have"
     return Check(f"kernels {isa}", not wrong, detail), results
 
 
@@ -118,7 +122,8 @@ def examine(progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Everything the report shows, as JSON types; `passed` says whether all checks did."""
     facts = machine_facts()
     checks, tests = [], []
-    testable = [isa["name"] for isa in facts["isas"] if isa["available"]]
+    compiled = [*facts["isas"], *facts["bf16_isas"]]
+    testable = [isa["name"] for isa in compiled if isa["available"]]
     testable.remove("scalar")
     seed = secrets.randbits(31)
     for index, isa in enumerate(testable):
@@ -138,9 +143,10 @@ def examine(progress: Callable[[int, int], None]) -> dict[str, Any]:
 def _machine_table(facts: dict[str, Any]) -> Table:
     cpus = facts["cpus"]
     quota = "no quota" if cpus["cgroup"] is None else f"quota {cpus['cgroup']:g}"
-    isas = [
-        isa["name"] + ("" if isa["available"] else " (not on this CPU)") for isa in facts["isas"]
-    ]
+    isas, bf16_isas = (
+        [isa["name"] + ("" if isa["available"] else " (not on this CPU)") for isa in facts[key]]
+        for key in ("isas", "bf16_isas")
+    )
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim", no_wrap=True)
     rows.add_column()
@@ -155,6 +161,7 @@ def _machine_table(facts: dict[str, Any]) -> Table:
             f"{cpus['usable']} (system {cpus['system']}, affinity {cpus['affinity']}, {quota})",
         ),
         ("compiled for", ", ".join(isas)),
+        ("for bf16", ", ".join(bf16_isas) or "nothing on this kind of CPU"),
         ("runs with", facts["isa"] or "nothing: the model did not open"),
         (
             "Vulkan",
@@ -168,7 +175,7 @@ def _machine_table(facts: dict[str, Any]) -> Table:
 
 def _kernel_table(facts: dict[str, Any]) -> Table:
     """One row an operation, one column an instruction set."""
-    isas = [isa["name"] for isa in facts["isas"]]
+    isas = [isa["name"] for isa in [*facts["isas"], *facts["bf16_isas"]]]
     tested = {
         (result["operation"], result["isa"]): result for result in facts["self_test"]["results"]
     }

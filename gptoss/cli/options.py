@@ -29,6 +29,14 @@ Isa = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
+Precision = Annotated[
+    Literal["fp32", "bf16"],
+    typer.Option(
+        metavar="fp32|bf16",
+        help="bf16: activations rounded before every matrix product; needs AMX or AVX512_BF16.",
+        rich_help_panel=_ENGINE,
+    ),
+]
 KvDtype = Annotated[
     Literal["f16", "f32"],
     typer.Option(
