@@ -115,8 +115,8 @@ struct gptoss_route {
 struct gptoss_expert_gate_up {
     struct gptoss_buffer *x, *experts;
     int32_t num_chosen;
-    const struct gptoss_weight *weight, *up; /* up: NULL, or the shape of weight */
-    const struct gptoss_vector *bias, *up_bias;
+    const struct gptoss_weight *weight, *up;    /* up: NULL, or of weight's shape and dtype */
+    const struct gptoss_vector *bias, *up_bias; /* of one dtype */
     float limit, alpha;
     struct gptoss_buffer *out; /* [rows][num_chosen][intermediate] */
 };
@@ -132,10 +132,11 @@ struct gptoss_expert_down {
     struct gptoss_buffer *sum, *residual;
 };
 
-/* For the rows first_row .. first_row + num_rows - 1: normed = rms_norm(x) * gain; logits = weight
- * normed. */
+/* For num_rows rows, those listed or, without a list, those from first_row on: normed = rms_norm(x)
+ * * gain; logits = weight normed. */
 struct gptoss_unembed {
     struct gptoss_buffer *x, *normed; /* normed: [num_rows][hidden] */
+    const int64_t *rows;              /* [num_rows], or NULL */
     int64_t first_row, num_rows;
     const struct gptoss_vector *gain;
     float epsilon;

@@ -93,7 +93,8 @@ struct gptoss_config {
     uint8_t layer_is_sliding[GPTOSS_MAX_LAYERS];
 };
 
-/* One tensor of a checkpoint, in place in its file. Owned by the model. Row-major. */
+/* One tensor of a checkpoint, in place in its file. Owned by the model. Row-major. Of a block
+ * format shape counts elements; num_bytes and data are the blocks'. */
 struct gptoss_tensor {
     const char *name;
     enum gptoss_dtype dtype;
@@ -139,6 +140,9 @@ size_t gptoss_num_cpu_features(void);
 const char *gptoss_cpu_feature(size_t index, bool *available_out);
 /* Processors this process may use now: affinity mask and cgroup quota. */
 int gptoss_usable_cpus(void);
+/* Physical cores among them: what a model takes by default. The threads of a core count once, the
+ * slow cores of a hybrid processor not at all. */
+int gptoss_usable_cores(void);
 
 /* ---- model ---- */
 
@@ -147,14 +151,15 @@ struct gptoss_model_options {
     const char *device;    /* NULL or "cpu" */
     const char *isa;       /* NULL: the best available for the precision */
     const char *precision; /* NULL or "fp32"; "bf16": see docs/numerics.md */
-    int num_threads;       /* 0: gptoss_usable_cpus() */
+    int num_threads;       /* 0: gptoss_usable_cores() */
     bool read_files;       /* read the weights into memory instead of mapping the files */
+    bool profile;          /* count and time the operations, for gptoss_model_profile_entry */
     gptoss_poll_fn poll;   /* only while reading files */
     void *poll_user;
 };
 
-/* Opens a directory (Hugging Face or original layout) or one .safetensors file with config.json
- * beside it. */
+/* Opens a directory (Hugging Face or original layout, or one with a single .gguf file), one
+ * .safetensors file with config.json beside it, or one .gguf file. */
 enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model_options *options,
                                      struct gptoss_model **model_out, struct gptoss_error *error);
 struct gptoss_model *gptoss_model_retain(struct gptoss_model *model);
@@ -170,8 +175,8 @@ const struct gptoss_tensor *gptoss_model_tensor(const struct gptoss_model *model
 const struct gptoss_tensor *gptoss_model_find_tensor(const struct gptoss_model *model,
                                                      const char *name);
 
-/* Reads every weight once: MXFP4 scales of 0xFF, NaN and infinite values fail with
- * GPTOSS_ERROR_FORMAT. */
+/* Reads every weight once, of block formats the scales: MXFP4 scales of 0xFF, NaN and infinite
+ * values fail with GPTOSS_ERROR_FORMAT. */
 enum gptoss_status gptoss_model_verify(struct gptoss_model *model, gptoss_poll_fn poll, void *user,
                                        struct gptoss_error *error);
 
@@ -190,6 +195,24 @@ struct gptoss_model_memory {
     uint64_t mapped_bytes, read_bytes, heap_bytes;
 };
 void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_memory *memory_out);
+
+/* ---- profile: what the passes of a model opened with `profile` spent, by operation ---- */
+
+struct gptoss_profile_entry {
+    const char *name; /* as in backend.h; the last entry, "pass", is the time of whole passes */
+    uint64_t num_calls, nanoseconds;
+    uint64_t num_rows;     /* tokens, summed over the calls */
+    uint64_t weight_bytes; /* of weights: every tensor once a call, of experts those chosen */
+    uint64_t kv_bytes;     /* of keys and values: read once a call by attention, or stored */
+    uint64_t num_flops;    /* of matrix products and attention, two a multiply-add */
+};
+/* 0 without `profile`. */
+size_t gptoss_model_num_profile_entries(const struct gptoss_model *model);
+/* Sums since opening or reset. May be called during a pass of another thread, between whose
+ * operations it then falls. */
+void gptoss_model_profile_entry(const struct gptoss_model *model, size_t index,
+                                struct gptoss_profile_entry *entry_out);
+void gptoss_model_reset_profile(struct gptoss_model *model);
 
 /* ---- taps: the named activations a generator can keep ---- */
 
@@ -259,6 +282,28 @@ void gptoss_generator_reset(struct gptoss_generator *generator);
 enum gptoss_status gptoss_generator_fork(const struct gptoss_generator *generator,
                                          struct gptoss_generator **generator_out,
                                          struct gptoss_error *error);
+
+/* Feeds num_tokens_each[i] tokens to generators[i], all of one model and each given once; tokens
+ * holds those of generator 0, then those of generator 1, and so on. All run as one table of rows,
+ * to the bits that each alone would give, and every generator is left with its last logits. Nothing
+ * happens before all arguments are checked; errors name the generator by its index. The table is
+ * cut into blocks of bounded size, each of which counts for all its generators or none, so after
+ * GPTOSS_ERROR_INTERRUPTED some may stand at their end, one within its tokens, and the rest where
+ * they stood. */
+enum gptoss_status gptoss_forward(struct gptoss_generator *const *generators, size_t num_generators,
+                                  const int32_t *tokens, const size_t *num_tokens_each,
+                                  gptoss_poll_fn poll, void *user, struct gptoss_error *error);
+
+/* Computes the rows of tokens that may come next in one pass, and changes nothing else: feeding the
+ * first of them by gptoss_generator_prefill, one token a call, then takes its row at no cost, and
+ * so on, as long as the guess is right. Any other change of the generator forgets the rest. */
+enum gptoss_status gptoss_generator_look_ahead(struct gptoss_generator *generator,
+                                               const int32_t *tokens, size_t num_tokens,
+                                               gptoss_poll_fn poll, void *user,
+                                               struct gptoss_error *error);
+/* How many tokens are looked ahead at now, and which; valid until the next call that changes the
+ * generator. */
+size_t gptoss_generator_ahead(const struct gptoss_generator *generator, const int32_t **tokens_out);
 
 /* Which taps to keep from the next call on: mask[gptoss_model_num_taps], or NULL for none. */
 enum gptoss_status gptoss_generator_capture(struct gptoss_generator *generator, const uint8_t *mask,

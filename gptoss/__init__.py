@@ -8,6 +8,7 @@ the activations.
 """
 
 from gptoss import _core
+from gptoss.batch import Completion, forward, generate_batch
 from gptoss.chat import Chat, Reply, ToolCall
 from gptoss.errors import (
     ArgumentError,
@@ -26,6 +27,7 @@ from gptoss.generation import Generation, Output, TokenLogprob
 from gptoss.generator import Generator
 from gptoss.model import Config, Expert, Model, TensorInfo
 from gptoss.sampling import Draw, Sampling
+from gptoss.speculation import Speculation, SpeculationStats
 from gptoss.token_generator import TokenGenerator
 from gptoss.tokenizer import Tokenizer
 
@@ -34,6 +36,7 @@ __version__ = _core.version()
 __all__ = [
     "ArgumentError",
     "Chat",
+    "Completion",
     "Config",
     "ContextError",
     "Draw",
@@ -51,6 +54,8 @@ __all__ = [
     "Output",
     "Reply",
     "Sampling",
+    "Speculation",
+    "SpeculationStats",
     "StateError",
     "TensorInfo",
     "TokenGenerator",
@@ -58,4 +63,6 @@ __all__ = [
     "Tokenizer",
     "ToolCall",
     "UnsupportedError",
+    "forward",
+    "generate_batch",
 ]

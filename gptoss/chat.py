@@ -25,6 +25,7 @@ from gptoss.generator import Generator
 from gptoss.harmony import Delta, Harmony, HarmonyParser, Message, to_messages, tool_result
 from gptoss.model import Model, Progress
 from gptoss.sampling import Sampling
+from gptoss.speculation import Speculation
 from gptoss.tokenizer import Tokenizer
 from gptoss.tools import Tool
 
@@ -109,7 +110,7 @@ class Chat:
         date: the current date for the model, "today", or None for no such line.
         sampling: by default what the model's generation_config.json suggests.
         max_tokens: of one reply; None for as many as fit the context.
-        max_context, kv_dtype: as in Generator.
+        max_context, kv_dtype, speculate: as in Generator.
 
     Attributes, which may be changed between questions:
         messages: the history, a list of Message objects or OpenAI-style dicts.
@@ -135,14 +136,13 @@ class Chat:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         kv_dtype: str = "f16",
+        speculate: Speculation | bool | None = None,
     ) -> None:
         if not isinstance(model, Model):
             raise ArgumentError(f"a Chat needs a gptoss.Model, not {model!r}")
         tokenizer = model.tokenizer
         if tokenizer is None:
-            raise UnsupportedError(
-                f"{model.path}: there is no tokenizer.json, so this model cannot chat"
-            )
+            raise UnsupportedError(f"{model._lacks_tokenizer}, so this model cannot chat")
         self._tokenizer: Tokenizer = tokenizer
         self._prompt: _Prompt
         if model.config.architecture == "gpt_oss" and tokenizer.is_harmony:
@@ -157,7 +157,9 @@ class Chat:
         self.messages: list[Message | Mapping[str, Any]] = []
         self.last_reply: Reply | None = None
         self.prompt_ids()  # so that bad options are refused now
-        self._generator = Generator(model, max_context=max_context, kv_dtype=kv_dtype)
+        self._generator = Generator(
+            model, max_context=max_context, kv_dtype=kv_dtype, speculate=speculate
+        )
         self._stream: ReplyStream | None = None
         self._num_calls = 0
 

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, SupportsIndex, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+C = TypeVar("C", bound=type)
 
 
 class Error(Exception):
@@ -147,6 +148,12 @@ def refuse_unknown_options(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return checked
+
+
+def refuse_unknown_fields(cls: C) -> C:
+    """Makes a dataclass refuse keywords it has no field for by unknown_option."""
+    cls.__init__ = refuse_unknown_options(cls.__init__)  # type: ignore[misc]
+    return cls
 
 
 def require_integer(

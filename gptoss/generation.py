@@ -12,11 +12,11 @@ import numpy.typing as npt
 from gptoss import _core
 from gptoss.errors import ArgumentError, StateError, require_integer
 from gptoss.sampling import Draw, Sampling, require_sampling
-from gptoss.tokenizer import StreamDecoder, Tokenizer
+from gptoss.tokenizer import StreamDecoder
 
 if TYPE_CHECKING:
     from gptoss.generator import Generator, Logits, Tokens
-    from gptoss.model import Progress
+    from gptoss.model import Model, Progress
 
 Processor = Callable[[npt.NDArray[np.int32], npt.NDArray[np.float32]], "npt.ArrayLike | None"]
 
@@ -91,18 +91,19 @@ class StopMatcher:
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
-class Generation(Iterator[Output]):
-    """The outputs of Generator.generate, made as they are asked for.
+class Continuation:
+    """Draws the tokens of one continuation and decodes them: generate() but for the feeding.
 
     Attributes:
         sampling: the settings in use, with the seed that was drawn if none was given.
-        prompt_tokens: the ids of the prompt.
+        max_tokens: how many at most; None until begin() if the context decides.
+        num_tokens: how many were drawn.
+        is_over: whether the last one was.
     """
 
     def __init__(
         self,
-        generator: Generator,
-        prompt: str | Tokens | None,
+        model: Model,
         *,
         max_tokens: int | None,
         sampling: Sampling,
@@ -110,15 +111,11 @@ class Generation(Iterator[Output]):
         stop_tokens: Iterable[int] | None,
         top_logprobs: int,
         processors: Sequence[Processor],
-        progress: Progress | None,
     ) -> None:
-        vocab_size = generator.model._config.vocab_size
-        tokenizer = generator.model._load_tokenizer()
+        tokenizer = model._load_tokenizer()
         stops = _stop_strings(stop)
-        if tokenizer is None and (stops or isinstance(prompt, str)):
-            raise ArgumentError(
-                "the model has no tokenizer.json: give token ids, and no stop strings"
-            )
+        if tokenizer is None and stops:
+            raise _no_tokenizer(model)
         if not isinstance(processors, Sequence) or not all(map(callable, processors)):
             raise ArgumentError("processors must be a list of functions of (tokens, logits)")
         if stop_tokens is None:
@@ -127,76 +124,31 @@ class Generation(Iterator[Output]):
             max_tokens = require_integer("max_tokens", max_tokens, 0)
 
         self.sampling = require_sampling(sampling).with_seed()
-        self.prompt_tokens = _prompt_ids(prompt, tokenizer)
-        self._generator = generator
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
+        self.num_tokens = 0
+        self.is_over = max_tokens == 0
         self._stop_tokens = frozenset(require_integer("a stop token", t, 0) for t in stop_tokens)
-        self._num_top = require_integer("top_logprobs", top_logprobs, 0, vocab_size)
+        self._num_top = require_integer("top_logprobs", top_logprobs, 0, model._config.vocab_size)
         self._processors = tuple(processors)
-        self._progress = progress
         self._tokenizer = tokenizer
         self._decoder = None if tokenizer is None else StreamDecoder(tokenizer)
         self._matcher = StopMatcher(stops)
-        self._num_tokens = 0
-        self._position = -1  # of the Generator at the last output
-        self._ended = False
 
-    @property
-    def seed(self) -> int | None:
-        """Gives the same tokens again."""
-        return self.sampling.seed
-
-    def __iter__(self) -> Generation:
-        return self
-
-    def __next__(self) -> Output:
-        if self._ended:
-            raise StopIteration
-        self._ended = True  # whatever is raised below ends it, too
-        if self._position < 0:
-            self._start()
-        else:
-            self._go_on()
-        if self._num_tokens == self._max_tokens:
-            raise StopIteration  # of 0 tokens
-        output = self._output()
-        self._ended = output.finish_reason is not None
-        return output
-
-    def _start(self) -> None:
-        """Brings the Generator to where it has logits."""
-        generator = self._generator
-        if len(self.prompt_tokens) > 0:
-            generator.prefill(self.prompt_tokens, progress=self._progress)
-        elif generator._pending is not None:
-            generator._feed((), None, self._progress)
-        elif not generator._core.has_logits:
-            if generator.position == 0:
-                raise StateError(
-                    "there is nothing to continue: give a prompt, or feed tokens first"
-                )
-            last = int(generator.tokens[-1])
-            generator.rewind(generator.position - 1, progress=self._progress)
-            generator.step(last)
-        if self._max_tokens is None:
+    def begin(self, generator: Generator) -> None:
+        """The Generator has the logits to draw the first token from."""
+        if self.max_tokens is None:
             # The last token drawn need not be fed: there may be one more than there are positions.
-            self._max_tokens = generator.max_context - generator.position + 1
+            self.max_tokens = generator.max_context - generator.position + 1
 
-    def _go_on(self) -> None:
-        generator = self._generator
-        if generator._pending != self._last_token or generator.position != self._position:
-            raise StateError("the Generator was moved since the last output: call generate() again")
-        generator._feed((), None, None)
-
-    def _output(self) -> Output:
-        generator = self._generator
+    def draw(self, generator: Generator) -> Output:
+        """The next token; it becomes the one that the Generator has yet to be fed."""
         logits = generator.logits
-        token, logprob = self._draw(logits)
+        token, logprob = self._draw(logits, generator.tokens)
         top = _core.top_logprobs(logits, self._num_top) if self._num_top else ()
-        generator._pending = self._last_token = token
-        self._position = generator.position
-        self._num_tokens += 1
+        generator._pending = token
+        self.num_tokens += 1
         text, finish_reason, stop_reason = self._advance_text(token)
+        self.is_over = finish_reason is not None
         return Output(
             token=token,
             text=text,
@@ -207,8 +159,7 @@ class Generation(Iterator[Output]):
             stop_reason=stop_reason,
         )
 
-    def _draw(self, logits: Logits) -> Draw:
-        tokens = self._generator.tokens
+    def _draw(self, logits: Logits, tokens: npt.NDArray[np.int32]) -> Draw:
         if not self._processors:
             return self.sampling.draw(logits, tokens)
         scores = logits.copy()
@@ -231,7 +182,7 @@ class Generation(Iterator[Output]):
             return self._end_text()[0], "stop", token
         piece = "" if self._decoder is None else self._decoder.push(token)[0]
         text, found = self._matcher.push(piece)
-        if found is None and self._num_tokens == self._max_tokens:
+        if found is None and self.num_tokens == self.max_tokens:
             tail, found = self._end_text()
             return text + tail, "length" if found is None else "stop", found
         return text, None if found is None else "stop", found
@@ -245,6 +196,80 @@ class Generation(Iterator[Output]):
         return "" if self._tokenizer is None else self._tokenizer.decode([token])
 
 
+class Generation(Iterator[Output]):
+    """The outputs of Generator.generate, made as they are asked for.
+
+    Attributes:
+        sampling: the settings in use, with the seed that was drawn if none was given.
+        prompt_tokens: the ids of the prompt.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        prompt: str | Tokens | None,
+        continuation: Continuation,
+        progress: Progress | None,
+    ) -> None:
+        self.sampling = continuation.sampling
+        self.prompt_tokens = prompt_ids(prompt, generator.model)
+        self._generator = generator
+        self._continuation = continuation
+        self._progress = progress
+        self._position = -1  # of the Generator at the last output
+        self._last_token = -1
+        self._ended = False
+
+    @property
+    def seed(self) -> int | None:
+        """Gives the same tokens again."""
+        return self.sampling.seed
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> Output:
+        if self._ended:
+            raise StopIteration
+        self._ended = True  # whatever is raised below ends it, too
+        if self._position < 0:
+            self._start()
+        else:
+            self._go_on()
+        if self._continuation.is_over:
+            raise StopIteration  # of 0 tokens
+        output = self._continuation.draw(self._generator)
+        self._position, self._last_token = self._generator.position, output.token
+        self._ended = self._continuation.is_over
+        return output
+
+    def _start(self) -> None:
+        """Brings the Generator to where it has logits."""
+        generator = self._generator
+        if len(self.prompt_tokens) > 0:
+            generator.prefill(self.prompt_tokens, progress=self._progress)
+        elif generator._pending is not None:
+            generator._feed((), None, self._progress)
+        elif not generator._core.has_logits:
+            if generator.position == 0:
+                raise StateError(
+                    "there is nothing to continue: give a prompt, or feed tokens first"
+                )
+            last = int(generator.tokens[-1])
+            generator.rewind(generator.position - 1, progress=self._progress)
+            generator.step(last)
+        self._continuation.begin(generator)
+
+    def _go_on(self) -> None:
+        generator, continuation = self._generator, self._continuation
+        if generator._pending != self._last_token or generator.position != self._position:
+            raise StateError("the Generator was moved since the last output: call generate() again")
+        if generator._drafter is not None:
+            assert continuation.max_tokens is not None
+            generator._drafter.prepare(generator, continuation.max_tokens - continuation.num_tokens)
+        generator._feed((), None, None)
+
+
 def _stop_strings(stop: str | Sequence[str]) -> list[str]:
     stops: list[Any] = [stop] if isinstance(stop, str) else list(stop)
     for text in stops:
@@ -255,9 +280,17 @@ def _stop_strings(stop: str | Sequence[str]) -> list[str]:
     return stops
 
 
-def _prompt_ids(prompt: str | Tokens | None, tokenizer: Tokenizer | None) -> Tokens:
+def prompt_ids(prompt: str | Tokens | None, model: Model) -> Tokens:
+    """The ids of a prompt that is text, or ids, or None."""
     if prompt is None:
         return ()
-    if isinstance(prompt, str):
-        return tokenizer.encode(prompt) if tokenizer is not None else ()
-    return prompt
+    if not isinstance(prompt, str):
+        return prompt
+    tokenizer = model._load_tokenizer()
+    if tokenizer is None:
+        raise _no_tokenizer(model)
+    return tokenizer.encode(prompt)
+
+
+def _no_tokenizer(model: Model) -> ArgumentError:
+    return ArgumentError(f"{model._lacks_tokenizer}: give token ids, and no stop strings")

@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self, overload
+from typing import Any, Literal, NoReturn, Self, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,16 @@ from gptoss.errors import (
     refuse_unknown_options,
     require_integer,
 )
-from gptoss.generation import Generation, Processor
+from gptoss.generation import Continuation, Generation, Processor
 from gptoss.model import Model, Progress
 from gptoss.sampling import Draw, Sampling, require_sampling
+from gptoss.speculation import Drafter, Speculation, SpeculationStats
 from gptoss.taps import DEFAULT_MAX_BYTES, Taps
 
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
 Logits = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
+T = TypeVar("T", bound=Tokens)
 
 _DEFAULT_CONTEXT = 4096
 _MAX_INT64 = 2**63 - 1
@@ -44,6 +46,8 @@ class Generator:
         kv_dtype: "f16" or "f32", the number format of the cache. Keys and values are rounded to it
             before any use.
         block_size: rows of one prefill block, by default 512. Results are the same bits for any.
+        speculate: True, or a Speculation, lets generate() guess tokens that the text suggests and
+            compute them together. What it gives is the same bits; `speculation` tells what it does.
 
     A context manager: leaving the block gives the memory back as soon as no array of it is alive.
 
@@ -60,6 +64,7 @@ class Generator:
         max_context: int | None = None,
         kv_dtype: str = "f16",
         block_size: int | None = None,
+        speculate: Speculation | bool | None = None,
     ) -> None:
         if not isinstance(model, Model):
             raise ArgumentError(f"a Generator needs a gptoss.Model, not {model!r}")
@@ -73,12 +78,14 @@ class Generator:
         if kv_dtype not in ("f16", "f32"):
             raise ArgumentError(f"kv_dtype must be 'f16' or 'f32', not {kv_dtype!r}")
         rows = 0 if block_size is None else require_integer("block_size", block_size, 1, 2**31 - 1)
-        self._attach(model, _core.Generator(model._core, max_context, kv_dtype, rows))
+        drafter = Drafter.of(speculate)
+        self._attach(model, _core.Generator(model._core, max_context, kv_dtype, rows), drafter)
 
-    def _attach(self, model: Model, core: _core.Generator) -> None:
+    def _attach(self, model: Model, core: _core.Generator, drafter: Drafter | None) -> None:
         self.model = model
         self._core = core
         self._taps = Taps(model._core, core)
+        self._drafter = drafter
         self._pending: int | None = None  # drawn by generate(), not fed yet
         self._logits: weakref.ref[Logits] | None = None
 
@@ -134,17 +141,23 @@ class Generator:
         return self.logits
 
     def _feed(self, tokens: Tokens, all_logits: Logits | None, progress: Progress | None) -> None:
-        if self._pending is not None:
-            tokens = [self._pending, *tokens]
+        tokens = self._with_pending(tokens)
         self._taps.require_room(len(tokens))
         first = self._core.position
         try:
             self._core.prefill(tokens, all_logits, progress)
         finally:
-            num_rows = self._core.position - first
-            if num_rows > 0:
-                self._pending = None
-                self._taps.collect(first, num_rows)
+            self._account(first)
+
+    def _with_pending(self, tokens: T) -> T | list[Any]:
+        return tokens if self._pending is None else [self._pending, *tokens]
+
+    def _account(self, first: int) -> None:
+        """Takes note of the tokens that were fed, the first of them at position `first`."""
+        num_rows = self._core.position - first
+        if num_rows > 0:
+            self._pending = None
+            self._taps.collect(first, num_rows)
 
     # ---- what there is ----
 
@@ -232,7 +245,8 @@ class Generator:
     def fork(self) -> Generator:
         """An independent copy of tokens, cache and logits; it captures nothing."""
         copy = object.__new__(type(self))
-        copy._attach(self.model, self._core.fork())
+        drafter = None if self._drafter is None else Drafter(self._drafter.settings)
+        copy._attach(self.model, self._core.fork(), drafter)
         copy._pending = self._pending
         return copy
 
@@ -311,17 +325,21 @@ class Generator:
         StateError if the Generator was moved by another call between two outputs, or if there is
         nothing to continue.
         """
-        return Generation(
-            self,
-            prompt,
+        continuation = Continuation(
+            self.model,
             max_tokens=max_tokens,
             sampling=self.model.default_sampling if sampling is None else sampling,
             stop=stop,
             stop_tokens=stop_tokens,
             top_logprobs=top_logprobs,
             processors=processors,
-            progress=progress,
         )
+        return Generation(self, prompt, continuation, progress)
+
+    @property
+    def speculation(self) -> SpeculationStats | None:
+        """What speculation did so far; None if it is off. A fork counts anew."""
+        return None if self._drafter is None else self._drafter.stats
 
     # ---- end ----
 

@@ -26,6 +26,7 @@ from gptoss.errors import (
     require_integer,
 )
 from gptoss.locate import locate
+from gptoss.profile import Profile
 from gptoss.sampling import Sampling
 from gptoss.tokenizer import Tokenizer
 
@@ -50,10 +51,13 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 
+# Formats that pack 32 elements into a block of so many bytes, by the engine's names.
+BLOCK_BYTES: Mapping[str, int] = {"Q8_0": 34, "MXFP4_GGUF": 17}
+
 
 @dataclass(frozen=True)
 class Config:
-    """What config.json says, under one set of names for every layout.
+    """What config.json or the metadata of a GGUF file says, under one set of names.
 
     sliding_window: keys a sliding layer sees, the current one included. layer_types:
     "sliding_attention" or "full_attention" for each layer. rope_scaling: "plain" or "yarn".
@@ -90,7 +94,12 @@ class Config:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor is. file_offset: of its first byte, in file."""
+    """What a tensor is and where.
+
+    dtype and shape: of its array. format: how the file stores it, "BF16", "U8", "Q8_0"; blocks of
+    "Q8_0" and "MXFP4" in GGUF files are uint8 arrays (..., blocks, bytes of a block), each block 32
+    weights along the last axis. file_offset: of the first byte, in file.
+    """
 
     name: str
     dtype: np.dtype[Any]
@@ -98,17 +107,26 @@ class TensorInfo:
     num_bytes: int
     file: Path
     file_offset: int
+    format: str
+
+    @property
+    def element_shape(self) -> tuple[int, ...]:
+        """The shape of what it holds: as shape, but with blocks counted in elements."""
+        if self.format not in ("Q8_0", "MXFP4"):
+            return self.shape
+        return (*self.shape[:-2], 32 * self.shape[-2])
 
 
 class Model:
     """An open model. Immutable: threads and Generators may share it.
 
     Args:
-        path: a directory (Hugging Face or original layout) or .safetensors file, "demo" for the
-            model that comes with gptoss, or a name such as "openai/gpt-oss-20b" in the local
-            Hugging Face cache. Nothing is downloaded.
+        path: a directory (Hugging Face or original layout), a .safetensors or a .gguf file, "demo"
+            for the model that comes with gptoss, or a name such as "openai/gpt-oss-20b" in the
+            local Hugging Face cache. Nothing is downloaded.
         device: "cpu".
-        threads: how many to compute with; by default the CPUs that this process may use.
+        threads: how many to compute with; by default the physical cores
+            that this process may use.
         isa: the instruction set, by default the best there is for the precision (gptoss doctor
             lists them). With "fp32" results are the same bits.
         precision: "fp32", the default, or "bf16": activations are rounded to bfloat16 before every
@@ -121,6 +139,7 @@ class Model:
         verify: read every weight once and refuse NaN, infinite and reserved values.
         progress: called with (done, total) bytes while weights are read or verified; may raise to
             stop.
+        profile: count and time every operation, for profile(). Results are the same bits.
 
     Raises FileError, FormatError (with file, tensor, offset, expected, found), ArgumentError,
     UnsupportedError, OutOfMemoryError.
@@ -142,6 +161,7 @@ class Model:
         mmap: bool = True,
         verify: bool = False,
         progress: Progress | None = None,
+        profile: bool = False,
     ) -> None:
         for name, value in (("device", device), ("isa", isa), ("precision", precision)):
             if value is not None and not isinstance(value, str):
@@ -154,7 +174,14 @@ class Model:
         elif tokenizer is not None:
             self._tokenizer = Tokenizer(Path(tokenizer))
         self._core = _core.Model(
-            self.path, device, isa, precision, num_threads, read_files=not mmap, progress=progress
+            self.path,
+            device,
+            isa,
+            precision,
+            num_threads,
+            read_files=not mmap,
+            progress=progress,
+            profile=profile,
         )
         if verify:
             self._core.verify(progress)
@@ -195,7 +222,8 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The model's tokenizer, None if it has no tokenizer.json. Read when first asked for.
+        """The model's tokenizer, None if there is no tokenizer.json beside the weights. Read when
+        first asked for.
 
         Raises FormatError for a malformed one.
         """
@@ -216,6 +244,13 @@ class Model:
             if (place / "tokenizer.json").exists():
                 return Tokenizer(place)
         return None
+
+    @property
+    def _lacks_tokenizer(self) -> str:
+        """Why there is no text, for messages."""
+        is_gguf = any(entry[1].file.suffix == ".gguf" for entry in self._tensors._entries.values())
+        hint = " (the vocabulary inside a GGUF file is not read yet)" if is_gguf else ""
+        return f"{self.path}: there is no tokenizer.json beside the weights{hint}"
 
     @property
     def default_sampling(self) -> Sampling:
@@ -249,6 +284,21 @@ class Model:
         """Bytes by category: "mapped" from files, shared with other processes; "read" from files
         into memory; "heap", tables and scratch. Generator.memory counts the caches."""
         return self._core.memory()
+
+    def profile(self) -> Profile:
+        """What all passes since opening, or reset_profile, spent on each operation: calls, time,
+        bytes read, arithmetic. print() shows a table.
+
+        StateError if the model was opened without profile=True.
+        """
+        entries = self._core.profile()
+        if not entries:
+            raise StateError("the model counts nothing: open it by Model(..., profile=True)")
+        return Profile.of(entries)
+
+    def reset_profile(self) -> None:
+        """Begins counting anew."""
+        self._core.reset_profile()
 
     def verify(self, progress: Progress | None = None) -> None:
         """Reads every weight once. FormatError if one is NaN or infinite, or an MXFP4 scale is the
@@ -304,15 +354,16 @@ class Tensors(Mapping[str, Array]):
     def __init__(self, model: Model) -> None:
         self._core = model._core
         infos = [
-            TensorInfo(name, DTYPES[dtype], shape, num_bytes, Path(file), file_offset)
+            _tensor_info(name, dtype, shape, num_bytes, Path(file), file_offset)
             for name, dtype, shape, num_bytes, file, file_offset in model._core.tensors()
         ]
         self._entries = {info.name: (index, info) for index, info in enumerate(infos)}
 
     def __getitem__(self, name: str) -> Array:
         index, info = self._entry(name)
-        # bfloat16 and 8-bit floats come as their bits: no buffer format names them.
-        return np.asarray(self._core.tensor(index)).view(info.dtype)
+        # bfloat16 and 8-bit floats come as their bits, blocks as one row of bytes: no buffer format
+        # names them.
+        return np.asarray(self._core.tensor(index)).view(info.dtype).reshape(info.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -337,13 +388,25 @@ class Tensors(Mapping[str, Array]):
         return self._entry(name)[1]
 
 
+def _tensor_info(
+    name: str, dtype: str, shape: tuple[int, ...], num_bytes: int, file: Path, file_offset: int
+) -> TensorInfo:
+    """dtype by the engine's name; shape in elements."""
+    if dtype not in BLOCK_BYTES:
+        return TensorInfo(name, DTYPES[dtype], shape, num_bytes, file, file_offset, dtype)
+    shape = (*shape[:-1], shape[-1] // 32, BLOCK_BYTES[dtype])
+    stored_as = dtype.removesuffix("_GGUF")
+    return TensorInfo(name, DTYPES["U8"], shape, num_bytes, file, file_offset, stored_as)
+
+
 class Expert:
     """One expert of one layer: y = down @ swiglu(gate @ x + gate_bias, up @ x + up_bias) +
     down_bias.
 
     gate, up, down and their biases are float32 arrays of the caller's own, decoded when first asked
     for and kept here. The packed planes are read-only views of the file's memory, None in
-    checkpoints whose experts are not quantised.
+    checkpoints whose experts are not quantised. A GGUF file has no such planes (UnsupportedError):
+    its blocks are in model.tensors["blk.3.ffn_gate_exps.weight"][expert].
     """
 
     def __init__(self, model: Model, layer: int, expert: int) -> None:
@@ -418,6 +481,12 @@ class Expert:
 
     def _plane(self, hugging_face: str, original: str) -> npt.NDArray[np.uint8] | None:
         tensors = self._model.tensors
+        if f"blk.{self.layer}.ffn_down_exps.weight" in tensors:
+            raise UnsupportedError(
+                "a GGUF file keeps scales and codes together: take the blocks of an expert from "
+                f"model.tensors['blk.{self.layer}.ffn_gate_exps.weight'][{self.expert}], and so on "
+                "for ffn_up_exps and ffn_down_exps"
+            )
         names = (
             f"model.layers.{self.layer}.mlp.experts.{hugging_face}",
             f"block.{self.layer}.mlp.{original}",

@@ -6,23 +6,16 @@ import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gptoss import _core
-from gptoss.errors import ArgumentError, refuse_unknown_options, require_integer
-
-C = TypeVar("C", bound=type)
+from gptoss.errors import ArgumentError, refuse_unknown_fields, require_integer
 
 _MAX_TOKEN = 2**31 - 1
 _MAX_SEED = 2**64 - 1
-
-
-def _refuse_unknown_fields(cls: C) -> C:
-    cls.__init__ = refuse_unknown_options(cls.__init__)  # type: ignore[misc]
-    return cls
 
 
 class Draw(NamedTuple):
@@ -33,7 +26,7 @@ class Draw(NamedTuple):
     logprob: float
 
 
-@_refuse_unknown_fields
+@refuse_unknown_fields
 @dataclass(frozen=True)
 class Sampling:
     """Settings of one way to draw tokens. Steps in order: logit bias, penalties, temperature,

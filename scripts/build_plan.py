@@ -9,8 +9,10 @@ File names decide. Under csrc:
     everything else                 once, with baseline flags
 Files compiled for an instruction set see its name as the macro GPTOSS_ISA.
 
-As a program it builds a C driver with the engine linked in:
-    python scripts/build_plan.py DRIVER.c OUTPUT [--sanitize address,undefined] [--compiler CC]
+As a program it builds a C driver with the engine linked in, or with the kernels alone, which need
+no cJSON:
+    python scripts/build_plan.py DRIVER.c OUTPUT [--kernels] [--sanitize address,undefined]
+        [--compiler CC] [--machine aarch64]
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ COMMON_FLAGS = [
     *("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes"),
 ]
 LIBRARIES = ["-lcjson", "-lm", "-lpthread"]
+# What the kernels need of the engine besides the files that are compiled for an instruction set.
+KERNEL_SOURCES = ("kernels_select.c", "cpu_features.c", "dtype.c")
 
 AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
 AVX512_FLAGS = (
@@ -50,14 +54,16 @@ ISA_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
         "avx2": AVX2_FLAGS,
         "avx512": AVX512_FLAGS,
     },
-    "aarch64": {"scalar": ()},
+    # gcc's first scheduling pass hoists loads until the sums of a panel product no longer fit in
+    # the 32 registers.
+    "aarch64": {"scalar": (), "neon": ("-fno-schedule-insns",)},
 }
 # Instruction sets that multiply at precision bf16 and have no kernels for anything else.
 BF16_FLAGS = (*AVX512_FLAGS, "-mavx512bf16")
 BF16_ISA_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {"avx512_bf16": BF16_FLAGS, "amx": (*BF16_FLAGS, "-mamx-tile", "-mamx-bf16")}
 }
-ALL_ISAS = ("avx2", "avx512", "avx512_bf16", "amx")  # those that a file name can end in
+ALL_ISAS = ("avx2", "avx512", "neon", "avx512_bf16", "amx")  # those that a file name can end in
 
 PACKAGES = {
     "cjson/cJSON.h": "libcjson-dev (Debian, Ubuntu), cjson-devel (Fedora), cjson (Arch, Homebrew)",
@@ -114,6 +120,12 @@ def engine_units(machine: str | None = None) -> list[Unit]:
     sources = sorted((ROOT / "csrc").rglob("*.c"))
     binding = ROOT / "csrc" / "python"
     return _plan([s for s in sources if binding not in s.parents], machine or platform.machine())
+
+
+def kernel_units(machine: str | None = None) -> list[Unit]:
+    """The kernels of every instruction set and what they need, which links without libraries."""
+    units = engine_units(machine)
+    return [unit for unit in units if unit.flags or unit.source.name in KERNEL_SOURCES]
 
 
 def binding_units(machine: str | None = None) -> list[Unit]:
@@ -198,37 +210,59 @@ def compile_units(
 
 
 def link(
-    compiler: Sequence[str], objects: Sequence[str], output: Path, flags: Sequence[str] = ()
+    compiler: Sequence[str],
+    objects: Sequence[str],
+    output: Path,
+    flags: Sequence[str] = (),
+    libraries: Sequence[str] = LIBRARIES,
 ) -> None:
     """Links. The output gets its name when it is complete: programs running the old one keep it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(f"{output.name}.{os.getpid()}")
-    result = subprocess.run([*compiler, *objects, *flags, *LIBRARIES, "-o", str(scratch)])
+    result = subprocess.run([*compiler, *objects, *flags, *libraries, "-o", str(scratch)])
     if result.returncode != 0:
         raise SystemExit(f"error: {output.name} does not link")
     scratch.replace(output)
 
 
 def build_driver(
-    driver: Path, output: Path, sanitizers: str = "", compiler: Sequence[str] = ("cc",)
+    driver: Path,
+    output: Path,
+    sanitizers: str = "",
+    compiler: Sequence[str] = ("cc",),
+    machine: str | None = None,
+    kernels_only: bool = False,
 ) -> None:
-    """Builds one C program with the engine's objects linked in."""
+    """Builds one C program with the engine's objects, or the kernels' alone, linked in.
+
+    Args:
+        machine: what the compiler compiles for, as platform.machine() calls it; None for this one.
+    """
     extra = sanitizer_flags(sanitizers)
-    require_headers(compiler, ["cjson/cJSON.h"], extra)
+    if not kernels_only:
+        require_headers(compiler, ["cjson/cJSON.h"], extra)
     driver = driver.resolve()
-    units = [*engine_units(), Unit(driver, f"{driver.stem}.o")]
-    link(compiler, compile_units(units, compiler, extra), output, extra)
+    units = kernel_units(machine) if kernels_only else engine_units(machine)
+    objects = compile_units([*units, Unit(driver, f"{driver.stem}.o")], compiler, extra)
+    link(compiler, objects, output, extra, ["-lm"] if kernels_only else LIBRARIES)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build a C program with the engine linked in.")
     parser.add_argument("driver", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--kernels", action="store_true", help="link the kernels alone")
     parser.add_argument("--sanitize", default="", help="address,undefined or thread")
     parser.add_argument("--compiler", default=os.environ.get("CC", "cc"))
+    parser.add_argument("--machine", help="what the compiler compiles for, such as aarch64")
     arguments = parser.parse_args()
     build_driver(
-        arguments.driver, arguments.output, arguments.sanitize, shlex.split(arguments.compiler)
+        arguments.driver,
+        arguments.output,
+        arguments.sanitize,
+        shlex.split(arguments.compiler),
+        arguments.machine,
+        arguments.kernels,
     )
 
 

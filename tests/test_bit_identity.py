@@ -286,6 +286,28 @@ def test_rewind_then_another_text(open_model: Callable[..., gptoss.Model]) -> No
                 assert_same_bits(ours[:, -300:], theirs[:, -300:], f"{layer=}")
 
 
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("name", ["mxfp4-wide", "f32"])
+def test_long_context_by_parts(
+    name: str, kv_dtype: str, open_model: Callable[..., gptoss.Model]
+) -> None:
+    """With more threads than KV heads, a long context's tiles are computed in parts and joined."""
+    logits = []
+    for threads in (1, 6):
+        with open_model(name, threads=threads) as model:
+            tokens = random_tokens(model, 1190)
+            generator = open_generator(model, len(tokens), kv_dtype=kv_dtype)
+            generator.capture("*sink_mass", keep="all")
+            generator.prefill(tokens[:1150])
+            steps = [generator.step(token).copy() for token in tokens[1150:1170]]
+            rows = generator.prefill(tokens[1170:], all_logits=True)  # several rows in a part
+            logits.append(np.concatenate([steps, rows]))
+            masses = [np.asarray(generator.taps[tap]) for tap in sorted(generator.taps)]
+            logits.append(np.concatenate([mass.ravel() for mass in masses]))
+    assert_same_bits(logits[2], logits[0])
+    assert_same_bits(logits[3], logits[1])
+
+
 class FloatEnvironment(ctypes.Structure):
     """glibc's fenv_t on x86-64."""
 

@@ -1,10 +1,16 @@
-"""The engine without CPython: tests/c/engine_driver.c, which scripts/sanitize instruments."""
+"""The engine without CPython: the programs in tests/c, which scripts/sanitize instruments."""
 
+import secrets
 import subprocess
 from pathlib import Path
 
 import build_plan
+import gguf_models
+import numpy as np
 import pytest
+from models import Spec
+
+from gptoss import _core
 
 pytestmark = pytest.mark.build
 
@@ -18,9 +24,39 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    return gguf_models.write_model(path, Spec(), np.random.default_rng(0), "q8_0")
+
+
 @pytest.mark.parametrize("mode", ["threads", "interrupt", "memory"])
 def test_engine_driver(driver: Path, mode: str) -> None:
-    command = [driver, ROOT / "gptoss" / "demo", mode]
+    run(driver, ROOT / "gptoss" / "demo", mode)
+
+
+@pytest.mark.parametrize("mode", ["threads", "memory"])
+def test_engine_driver_with_gguf(driver: Path, gguf: Path, mode: str) -> None:
+    run(driver, gguf, mode)
+
+
+def run(driver: Path, model: Path, mode: str) -> None:
+    command = [driver, model, mode]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith(f"{mode}: ok\n")
+
+
+def test_kernels_driver(tmp_path: Path) -> None:
+    """Every kernel of this machine; tests/test_neon.py runs the same program for aarch64."""
+    output, seed = tmp_path / "kernels_driver", str(secrets.randbelow(2**32))
+    build_plan.build_driver(ROOT / "tests" / "c" / "kernels_driver.c", output, kernels_only=True)
+    isas = [name for name, available in _core.isas() if available and name != "scalar"]
+    if not isas:
+        pytest.skip("needs a second instruction set")
+    print(f"seed {seed}")
+    result = subprocess.run([output, seed, *isas], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    tested = {line.split()[0] for line in result.stdout.splitlines() if "cases" in line}
+    assert tested == set(isas)
+    assert result.stdout.endswith("kernels: ok\n")

@@ -3,11 +3,15 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import gguf_models
+import numpy as np
 import pytest
+from models import Spec
 
 import gptoss
 from gptoss.cli import console, doctor, main
@@ -43,7 +47,7 @@ def test_no_verb_shows_help(cli):
     code, out, err = cli()
     assert code == 0
     assert out.startswith("Usage: gptoss")
-    for verb in ("generate", "chat", "inspect", "doctor"):
+    for verb in ("generate", "chat", "bench", "inspect", "doctor"):
         assert f"\n  {verb} " in out
     assert err == ""
 
@@ -52,7 +56,7 @@ def test_version(cli):
     assert cli("--version") == (0, f"gptoss {gptoss.__version__}\n", "")
 
 
-@pytest.mark.parametrize("verb", ["generate", "chat", "inspect", "doctor"])
+@pytest.mark.parametrize("verb", ["generate", "chat", "bench", "inspect", "doctor"])
 def test_help_has_an_example(cli, verb):
     code, out, _ = cli(verb, "--help")
     assert code == 0
@@ -178,6 +182,20 @@ def test_the_seed_of_stats_gives_the_text_again(cli):
     assert "tok/s" in stats
     seed = stats.split()[-1]
     assert cli(*options, "--seed", seed)[1] == text
+
+
+def test_speculation_changes_the_time_alone(cli):
+    repeated = ["generate", "one two three four one two three four one", "--max-tokens", "40"]
+    for sampling in (["--temperature", "0"], ["--seed", "3"]):
+        plain = cli(*repeated, *sampling)
+        code, text, stats = cli(*repeated, *sampling, "--speculate", "--stats")
+        assert (code, text) == plain[:2]
+        assert re.search(r"guessed \d+,.* [\d.]+ tokens a pass", stats)
+    _, out, _ = cli(*repeated, "--temperature", "0", "--speculate", "--json")
+    facts = json.loads(out.splitlines()[-1])["speculation"]
+    assert facts["tokens"] == 39 == facts["passes"] + facts["accepted"] and facts["accepted"] > 0
+    _, out, _ = cli(*repeated, "--json")
+    assert json.loads(out.splitlines()[-1])["speculation"] is None
 
 
 def test_stop_never_leaks(cli):
@@ -313,10 +331,41 @@ def test_inspect_check_finds_a_bad_scale(cli, tmp_path):
     assert "model.layers.3.mlp.experts.down_proj_scales" in err
 
 
-def test_parts_of_both_layouts():
+def test_inspect_of_a_gguf_file(cli, tmp_path):
+    path = gguf_models.write_model(tmp_path / "m.gguf", Spec(), np.random.default_rng(0), "q8_0")
+    code, out, _ = cli("inspect", path, "--json")
+    facts = json.loads(out)
+    by_name = {tensor["name"]: tensor for tensor in facts["tensors"]}
+    assert code == 0
+    embedding = by_name["token_embd.weight"]
+    assert (embedding["dtype"], embedding["shape"]) == ("Q8_0", [97, 64])
+    assert by_name["blk.1.ffn_up_exps.weight"]["dtype"] == "MXFP4"
+    assert by_name["blk.1.attn_norm.weight"]["dtype"] == "float32"
+    # gate, up and down: 4 experts of 64 x 64 each, and their biases.
+    assert facts["categories"]["experts"]["parameters"] == 2 * 4 * 3 * (64 * 64 + 64)
+    assert facts["experts"]["bytes_each"] == 3 * (64 * 64 // 32 * 17 + 64 * 4)
+    assert "other" not in facts["categories"]
+    code, out, _ = cli("inspect", path, "--check")
+    assert code == 0 and "blk.N.ffn_gate_exps.weight" in out and "all are finite" in out
+    code, _, err = cli("generate", "text", "--model", path)
+    assert code == 1 and "tokenizer.json" in err and "GGUF" in err
+
+
+def test_parts_of_all_layouts():
     for name, part in {
         "model.layers.3.mlp.router.weight": "router",
         "block.3.mlp.gate.weight": "router",
+        "blk.3.ffn_gate_inp.weight": "router",
+        "blk.3.ffn_gate_exps.weight": "experts",
+        "blk.3.ffn_down_exps.bias": "experts",
+        "blk.3.attn_q.weight": "attention",
+        "blk.3.attn_output.bias": "attention",
+        "blk.3.attn_sinks.weight": "attention",
+        "blk.3.attn_norm.weight": "norms",
+        "blk.3.post_attention_norm.weight": "norms",
+        "output_norm.weight": "norms",
+        "token_embd.weight": "embedding",
+        "output.weight": "unembedding",
         "model.layers.3.mlp.experts.gate_up_proj_blocks": "experts",
         "block.3.mlp.mlp1_weight.blocks": "experts",
         "model.layers.3.self_attn.sinks": "attention",

@@ -105,6 +105,14 @@ def terminal():
 # ---- piped ----
 
 
+def test_speculation_changes_the_time_alone(chat):
+    plain = chat(QUESTION, QUESTION)
+    options = ("--temperature", "0", "--speculate", "--stats")
+    code, out, notes = chat(QUESTION, QUESTION, options=options)
+    assert (code, out) == plain[:2] and ANSWER in out
+    assert notes.count("tokens a pass") == 2
+
+
 def test_piped_questions_give_just_the_answers(chat):
     code, out, err = chat(QUESTION, "", "What is 3 + 4?")
     assert (code, err) == (0, "")

@@ -53,7 +53,7 @@ def test_describes_itself(model: gptoss.Model) -> None:
     assert model.path == DEMO
     assert model.precision == "fp32"
     assert model.isa in [name for name, available in _core.isas() if available]
-    assert model.threads == _core.usable_cpus()
+    assert model.threads == _core.usable_cores()
     assert model.memory()["mapped"] == (DEMO / "model.safetensors").stat().st_size
     text = repr(model)
     assert "gpt_oss" in text and "8 layers" in text and model.isa in text

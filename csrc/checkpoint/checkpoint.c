@@ -7,6 +7,8 @@
 
 #include "checkpoint/config.h"
 #include "checkpoint/format_error.h"
+#include "checkpoint/gguf.h"
+#include "checkpoint/json.h"
 #include "checkpoint/layout.h"
 #include "checkpoint/safetensors.h"
 #include "platform/allocator.h"
@@ -15,12 +17,14 @@
 
 struct shard {
     struct gptoss_file file;
-    struct gptoss_safetensors
+    struct gptoss_tensor_table
         contents; /* the tensors move to the checkpoint's table, the names stay */
 };
 
 struct gptoss_checkpoint {
     struct gptoss_config config;
+    bool is_gguf;
+    struct gptoss_gguf metadata; /* of a GGUF file */
     char *path;
     char *config_path;
     struct shard *shards;
@@ -50,13 +54,9 @@ static enum gptoss_status open_shards(struct gptoss_checkpoint *checkpoint,
     return GPTOSS_OK;
 }
 
-static enum gptoss_status load_shard(struct shard *shard, bool read_files,
-                                     struct gptoss_progress *progress, struct gptoss_error *error) {
-    enum gptoss_status status = read_files ? gptoss_file_read(&shard->file, progress, error)
-                                           : gptoss_file_map(&shard->file, error);
-    if (status != GPTOSS_OK)
-        return status;
-    return gptoss_safetensors_parse(&shard->file, &shard->contents, error);
+static enum gptoss_status load_file(struct gptoss_file *file, bool read_files,
+                                    struct gptoss_progress *progress, struct gptoss_error *error) {
+    return read_files ? gptoss_file_read(file, progress, error) : gptoss_file_map(file, error);
 }
 
 static int compare_tensor_names(const void *left, const void *right) {
@@ -76,7 +76,7 @@ static enum gptoss_status merge_shards(struct gptoss_checkpoint *checkpoint,
                                    "a table of tensors");
     }
     for (size_t i = 0; i < checkpoint->num_shards; ++i) {
-        struct gptoss_safetensors *contents = &checkpoint->shards[i].contents;
+        struct gptoss_tensor_table *contents = &checkpoint->shards[i].contents;
         memcpy(checkpoint->tensors + checkpoint->num_tensors, contents->tensors,
                contents->num_tensors * sizeof *contents->tensors);
         checkpoint->num_tensors += contents->num_tensors;
@@ -120,19 +120,109 @@ static enum gptoss_status check_index(const struct gptoss_checkpoint *checkpoint
     return GPTOSS_OK;
 }
 
-static enum gptoss_status load(struct gptoss_checkpoint *checkpoint,
-                               const struct gptoss_layout *layout, bool read_files,
-                               struct gptoss_progress *progress, struct gptoss_error *error) {
-    enum gptoss_status status = open_shards(checkpoint, layout, &progress->total, error);
-    for (size_t i = 0; i < checkpoint->num_shards && status == GPTOSS_OK; ++i) {
-        status = load_shard(&checkpoint->shards[i], read_files, progress, error);
+static enum gptoss_status load_safetensors(struct gptoss_checkpoint *checkpoint,
+                                           const struct gptoss_layout *layout, bool read_files,
+                                           struct gptoss_progress *progress,
+                                           struct gptoss_error *error) {
+    GPTOSS_TRY(gptoss_config_read(checkpoint->config_path, &checkpoint->config, error));
+    GPTOSS_TRY(open_shards(checkpoint, layout, &progress->total, error));
+    for (size_t i = 0; i < checkpoint->num_shards; ++i) {
+        struct shard *shard = &checkpoint->shards[i];
+        GPTOSS_TRY(load_file(&shard->file, read_files, progress, error));
+        GPTOSS_TRY(gptoss_safetensors_parse(&shard->file, &shard->contents, error));
     }
+    GPTOSS_TRY(merge_shards(checkpoint, error));
+    return check_index(checkpoint, layout, error);
+}
+
+/* ---- GGUF ---- */
+
+static enum gptoss_status unsupported(const struct gptoss_checkpoint *checkpoint, const char *key,
+                                      const char *expected, const cJSON *found, const char *hint,
+                                      struct gptoss_error *error) {
+    char text[128];
+    gptoss_json_describe(found, text, sizeof text);
+    gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED, "%s: %s: %s is not supported, only %s%s",
+                     checkpoint->path, key, text, expected, hint);
+    gptoss_error_where(error, checkpoint->config_path, NULL, -1);
+    gptoss_error_expected(error, "%s", expected);
+    gptoss_error_found(error, "%s", text);
+    return GPTOSS_ERROR_UNSUPPORTED;
+}
+
+/* Before the tensors are looked at: a file of another family may be sound, and says so. */
+static enum gptoss_status check_kind(const struct gptoss_checkpoint *checkpoint,
+                                     struct gptoss_error *error) {
+    cJSON *general = NULL, *split = NULL;
+    enum gptoss_status status =
+        gptoss_gguf_json(&checkpoint->metadata, "general.", &general, error);
     if (status == GPTOSS_OK)
-        status = merge_shards(checkpoint, error);
-    if (status == GPTOSS_OK)
-        status = check_index(checkpoint, layout, error);
+        status = gptoss_gguf_json(&checkpoint->metadata, "split.", &split, error);
+    if (status != GPTOSS_OK)
+        goto cleanup;
+    const cJSON *architecture = cJSON_GetObjectItemCaseSensitive(general, "architecture");
+    const char *name = cJSON_IsString(architecture) ? architecture->valuestring : "";
+    if (strcmp(name, "gpt-oss") != 0) {
+        bool is_ollama = strcmp(name, "gptoss") == 0;
+        status = unsupported(checkpoint, "general.architecture", "\"gpt-oss\"", architecture,
+                             is_ollama ? "; early files of Ollama name and store their tensors in "
+                                         "another way"
+                                       : "",
+                             error);
+        goto cleanup;
+    }
+    const cJSON *count = cJSON_GetObjectItemCaseSensitive(split, "count");
+    if (count != NULL && !(cJSON_IsNumber(count) && count->valuedouble <= 1.0))
+        status = unsupported(checkpoint, "split.count", "one file", count,
+                             "; llama-gguf-split --merge makes one of them", error);
+cleanup:
+    cJSON_Delete(general);
+    cJSON_Delete(split);
     return status;
 }
+
+/* The number of tokens is a key in few files; the embedding has a row for each. */
+static enum gptoss_status read_gguf_config(struct gptoss_checkpoint *checkpoint,
+                                           struct gptoss_error *error) {
+    static const char name[] = "token_embd.weight";
+    const struct gptoss_tensor *embedding = gptoss_checkpoint_find(checkpoint, name);
+    cJSON *keys = NULL;
+    enum gptoss_status status = gptoss_gguf_json(&checkpoint->metadata, "gpt-oss.", &keys, error);
+    if (status != GPTOSS_OK)
+        return status;
+    bool is_stated = cJSON_GetObjectItemCaseSensitive(keys, "vocab_size") != NULL;
+    if (!is_stated && (embedding == NULL || embedding->num_dims != 2)) {
+        char found[96] = "none";
+        struct gptoss_place place = {.file = checkpoint->path, .tensor = name, .offset = -1};
+        if (embedding != NULL)
+            gptoss_shape_describe(embedding->shape, embedding->num_dims, found, sizeof found);
+        status =
+            gptoss_format_error(error, &place, "a matrix with a row for each token", "%s", found);
+    } else if (!is_stated &&
+               cJSON_AddNumberToObject(keys, "vocab_size", (double)embedding->shape[0]) == NULL) {
+        status = gptoss_error_memory(error, sizeof *keys, "metadata");
+    }
+    if (status == GPTOSS_OK)
+        status = gptoss_config_from_gguf(checkpoint->path, keys, &checkpoint->config, error);
+    cJSON_Delete(keys);
+    return status;
+}
+
+static enum gptoss_status load_gguf(struct gptoss_checkpoint *checkpoint,
+                                    const struct gptoss_layout *layout, bool read_files,
+                                    struct gptoss_progress *progress, struct gptoss_error *error) {
+    GPTOSS_TRY(open_shards(checkpoint, layout, &progress->total, error));
+    struct shard *shard = &checkpoint->shards[0];
+    GPTOSS_TRY(load_file(&shard->file, read_files, progress, error));
+    GPTOSS_TRY(gptoss_gguf_parse(&shard->file, &checkpoint->metadata, error));
+    GPTOSS_TRY(check_kind(checkpoint, error));
+    GPTOSS_TRY(
+        gptoss_gguf_parse_tensors(&shard->file, &checkpoint->metadata, &shard->contents, error));
+    GPTOSS_TRY(merge_shards(checkpoint, error));
+    return read_gguf_config(checkpoint, error);
+}
+
+/* ---- entry points ---- */
 
 enum gptoss_status gptoss_checkpoint_open(const char *path, bool read_files, gptoss_poll_fn poll,
                                           void *poll_user,
@@ -156,9 +246,9 @@ enum gptoss_status gptoss_checkpoint_open(const char *path, bool read_files, gpt
     checkpoint->path = path_copy;
     checkpoint->config_path = layout.config_path;
     layout.config_path = NULL;
-    status = gptoss_config_read(checkpoint->config_path, &checkpoint->config, error);
-    if (status == GPTOSS_OK)
-        status = load(checkpoint, &layout, read_files, &progress, error);
+    checkpoint->is_gguf = layout.is_gguf;
+    status = (layout.is_gguf ? load_gguf : load_safetensors)(checkpoint, &layout, read_files,
+                                                             &progress, error);
     gptoss_layout_free(&layout);
     if (status == GPTOSS_OK) {
         *checkpoint_out = checkpoint;
@@ -172,14 +262,19 @@ void gptoss_checkpoint_release(struct gptoss_checkpoint *checkpoint) {
     if (checkpoint == NULL)
         return;
     for (size_t i = 0; i < checkpoint->num_shards; ++i) {
-        gptoss_safetensors_free(&checkpoint->shards[i].contents);
+        gptoss_tensor_table_free(&checkpoint->shards[i].contents);
         gptoss_file_close(&checkpoint->shards[i].file);
     }
+    gptoss_gguf_free(&checkpoint->metadata);
     gptoss_free(checkpoint->shards);
     gptoss_free(checkpoint->tensors);
     gptoss_free(checkpoint->config_path);
     gptoss_free(checkpoint->path);
     gptoss_free(checkpoint);
+}
+
+bool gptoss_checkpoint_is_gguf(const struct gptoss_checkpoint *checkpoint) {
+    return checkpoint->is_gguf;
 }
 
 const struct gptoss_config *gptoss_checkpoint_config(const struct gptoss_checkpoint *checkpoint) {
@@ -210,7 +305,9 @@ void gptoss_checkpoint_memory(const struct gptoss_checkpoint *checkpoint,
                               struct gptoss_model_memory *memory_out) {
     struct gptoss_model_memory memory = {
         .heap_bytes = sizeof *checkpoint + checkpoint->num_shards * sizeof *checkpoint->shards +
-                      checkpoint->num_tensors * sizeof *checkpoint->tensors};
+                      checkpoint->num_tensors * sizeof *checkpoint->tensors +
+                      checkpoint->metadata.num_values * sizeof *checkpoint->metadata.values +
+                      checkpoint->metadata.keys_bytes};
     for (size_t i = 0; i < checkpoint->num_shards; ++i) {
         const struct shard *shard = &checkpoint->shards[i];
         memory.heap_bytes += shard->contents.names_bytes;

@@ -8,14 +8,16 @@
 
 struct gptoss_checkpoint;
 
-/* path: a directory, or one .safetensors file with config.json beside it. read_files: see
- * gptoss_model_options. */
+/* path: a directory, one .safetensors file with config.json beside it, or one .gguf file.
+ * read_files: see gptoss_model_options. */
 enum gptoss_status gptoss_checkpoint_open(const char *path, bool read_files, gptoss_poll_fn poll,
                                           void *poll_user,
                                           struct gptoss_checkpoint **checkpoint_out,
                                           struct gptoss_error *error);
 void gptoss_checkpoint_release(struct gptoss_checkpoint *checkpoint);
 
+/* Whether the tensors have the names and the formats of llama.cpp's files. */
+bool gptoss_checkpoint_is_gguf(const struct gptoss_checkpoint *checkpoint);
 const struct gptoss_config *gptoss_checkpoint_config(const struct gptoss_checkpoint *checkpoint);
 /* The file the configuration came from, for error messages. */
 const char *gptoss_checkpoint_config_file(const struct gptoss_checkpoint *checkpoint);
@@ -37,8 +39,8 @@ enum gptoss_status gptoss_checkpoint_require(const struct gptoss_checkpoint *che
                                              const struct gptoss_tensor **tensor_out,
                                              struct gptoss_error *error);
 
-/* Reads every float tensor and every plane of MXFP4 scales once. NaN, an infinity or a scale of
- * 0xFF: GPTOSS_ERROR_FORMAT with the tensor, the byte and the bits. poll counts bytes. */
+/* Reads every float tensor and every scale of MXFP4 and Q8_0 once. NaN, an infinity or an MXFP4
+ * scale of 0xFF: GPTOSS_ERROR_FORMAT with the tensor, the byte and the bits. poll counts bytes. */
 enum gptoss_status gptoss_checkpoint_verify(const struct gptoss_checkpoint *checkpoint,
                                             gptoss_poll_fn poll, void *user,
                                             struct gptoss_error *error);

@@ -100,34 +100,52 @@ static const char *either(const struct reader *reader, const char *key, const ch
     return find(reader, key) == NULL && find(reader, other) != NULL ? other : key;
 }
 
-static void read_sizes(const struct reader *reader, struct gptoss_config *config) {
-    const char *num_experts = either(reader, "num_local_experts", "num_experts");
-    const char *experts_per_token = either(reader, "num_experts_per_tok", "experts_per_token");
-    read_integer(reader, "num_hidden_layers", REQUIRED, 1, GPTOSS_MAX_LAYERS, &config->num_layers);
-    read_integer(reader, "hidden_size", REQUIRED, 1, 1 << 20, &config->hidden_size);
-    read_integer(reader, "intermediate_size", REQUIRED, 1, 1 << 20, &config->intermediate_size);
-    read_integer(reader, "vocab_size", REQUIRED, 1, 1 << 24, &config->vocab_size);
-    read_integer(reader, "num_attention_heads", REQUIRED, 1, 4096, &config->num_heads);
-    read_integer(reader, "num_key_value_heads", REQUIRED, 1, 4096, &config->num_kv_heads);
-    read_integer(reader, "head_dim", REQUIRED, 2, 1024, &config->head_dim);
-    read_integer(reader, num_experts, REQUIRED, 1, 4096, &config->num_experts);
-    read_integer(reader, experts_per_token, REQUIRED, 1, config->num_experts,
+/* What the sizes are called. */
+struct size_keys {
+    const char *num_layers, *hidden_size, *intermediate_size, *vocab_size;
+    const char *num_heads, *num_kv_heads, *head_dim, *num_experts, *experts_per_token;
+};
+
+static void read_sizes(const struct reader *reader, const struct size_keys *keys,
+                       struct gptoss_config *config) {
+    read_integer(reader, keys->num_layers, REQUIRED, 1, GPTOSS_MAX_LAYERS, &config->num_layers);
+    read_integer(reader, keys->hidden_size, REQUIRED, 1, 1 << 20, &config->hidden_size);
+    read_integer(reader, keys->intermediate_size, REQUIRED, 1, 1 << 20, &config->intermediate_size);
+    read_integer(reader, keys->vocab_size, REQUIRED, 1, 1 << 24, &config->vocab_size);
+    read_integer(reader, keys->num_heads, REQUIRED, 1, 4096, &config->num_heads);
+    read_integer(reader, keys->num_kv_heads, REQUIRED, 1, 4096, &config->num_kv_heads);
+    read_integer(reader, keys->head_dim, REQUIRED, 2, 1024, &config->head_dim);
+    read_integer(reader, keys->num_experts, REQUIRED, 1, 4096, &config->num_experts);
+    read_integer(reader, keys->experts_per_token, REQUIRED, 1, config->num_experts,
                  &config->experts_per_token);
     if (*reader->status != GPTOSS_OK)
         return;
     if (config->num_heads % config->num_kv_heads != 0) {
-        fail(reader, "num_key_value_heads", "a divisor of num_attention_heads",
-             find(reader, "num_key_value_heads"));
+        char expected[96];
+        snprintf(expected, sizeof expected, "a divisor of %s", keys->num_heads);
+        fail(reader, keys->num_kv_heads, expected, find(reader, keys->num_kv_heads));
     }
     if (config->head_dim % 2 != 0)
-        fail(reader, "head_dim", "an even number", find(reader, "head_dim"));
+        fail(reader, keys->head_dim, "an even number", find(reader, keys->head_dim));
+}
+
+static void read_json_sizes(const struct reader *reader, struct gptoss_config *config) {
+    read_sizes(reader,
+               &(struct size_keys){
+                   .num_layers = "num_hidden_layers",
+                   .hidden_size = "hidden_size",
+                   .intermediate_size = "intermediate_size",
+                   .vocab_size = "vocab_size",
+                   .num_heads = "num_attention_heads",
+                   .num_kv_heads = "num_key_value_heads",
+                   .head_dim = "head_dim",
+                   .num_experts = either(reader, "num_local_experts", "num_experts"),
+                   .experts_per_token = either(reader, "num_experts_per_tok", "experts_per_token"),
+               },
+               config);
 }
 
 static void read_options(const struct reader *reader, struct gptoss_config *config) {
-    config->attention_bias = true;
-    config->rms_norm_eps = 1e-5f;
-    config->swiglu_limit = 7.0f;
-    config->swiglu_alpha = 1.702f;
     read_bool(reader, "attention_bias", &config->attention_bias);
     read_bool(reader, "tie_word_embeddings", &config->tied_embeddings);
     read_float(reader, "rms_norm_eps", 1e-30, 1.0, &config->rms_norm_eps);
@@ -181,6 +199,15 @@ static double yarn_scale(double factor, double mscale) {
     return factor <= 1.0 ? 1.0 : 0.1 * mscale * gptoss_log(factor) + 1.0;
 }
 
+static void check_betas(const struct reader *reader, const struct gptoss_config *config,
+                        const char *fast, const char *slow) {
+    if (config->rope_beta_fast > config->rope_beta_slow)
+        return;
+    char expected[96];
+    snprintf(expected, sizeof expected, "a number above %s", slow);
+    fail(reader, fast, expected, find(reader, fast));
+}
+
 static void read_yarn(const struct reader *rope, struct gptoss_config *config) {
     double mscale = 0.0, mscale_all_dim = 0.0, attention_factor = 0.0;
     config->rope_scaling = GPTOSS_ROPE_YARN;
@@ -202,9 +229,7 @@ static void read_yarn(const struct reader *rope, struct gptoss_config *config) {
         }
     }
     config->rope_attention_factor = attention_factor;
-    if (config->rope_beta_fast <= config->rope_beta_slow) {
-        fail(rope, "beta_fast", "a number above beta_slow", find(rope, "beta_fast"));
-    }
+    check_betas(rope, config, "beta_fast", "beta_slow");
 }
 
 /* Settings that change the rotation and that nothing here acts on must not pass in silence. */
@@ -286,10 +311,7 @@ static void read_original_rope(const struct reader *reader, struct gptoss_config
     config->rope_scaling = GPTOSS_ROPE_YARN;
     config->rope_factor = factor;
     config->rope_attention_factor = yarn_scale(factor, 1.0);
-    if (config->rope_beta_fast <= config->rope_beta_slow) {
-        fail(reader, "rope_ntk_beta", "a number above rope_ntk_alpha",
-             find(reader, "rope_ntk_beta"));
-    }
+    check_betas(reader, config, "rope_ntk_beta", "rope_ntk_alpha");
 }
 
 /* model_type says what the file describes; the original release has none, but counts experts in its
@@ -310,14 +332,90 @@ static void check_model_type(const struct reader *reader, const cJSON *type) {
     }
 }
 
+/* ---- GGUF ---- */
+
+/* Fails unless the key is absent or holds this number. */
+static void demand_number(const struct reader *reader, const char *key, double number) {
+    const cJSON *item = find(reader, key);
+    if (item == NULL || (cJSON_IsNumber(item) && item->valuedouble == number))
+        return;
+    char expected[64];
+    snprintf(expected, sizeof expected, "%.12g", number);
+    fail(reader, key, expected, item);
+}
+
+/* llama.cpp knows no more of the rotation than this; what it multiplies beyond must be neutral. */
+static void read_gguf_rope(const struct reader *reader, struct gptoss_config *config) {
+    read_integer(reader, "context_length", REQUIRED, 1, MAX_POSITIONS, &config->max_positions);
+    read_number(reader, "rope.freq_base", 1.0, 1e15, &config->rope_theta);
+    demand_number(reader, "rope.dimension_count", config->head_dim);
+    demand_number(reader, "rope.freq_base_swa", config->rope_theta);
+    demand_number(reader, "rope.scaling.attn_factor", 1.0);
+    demand_number(reader, "rope.scaling.yarn_attn_factor", 1.0);
+    demand_number(reader, "rope.scaling.yarn_ext_factor", 1.0);
+    demand_number(reader, "rope.scale_linear", 1.0);
+    config->rope_original_positions = config->max_positions;
+    const cJSON *type = find(reader, "rope.scaling.type");
+    if (type == NULL)
+        demand_number(reader, "rope.scaling.factor", 1.0);
+    if (*reader->status != GPTOSS_OK || type == NULL ||
+        (cJSON_IsString(type) && strcmp(type->valuestring, "none") == 0))
+        return;
+    if (!cJSON_IsString(type) || strcmp(type->valuestring, "yarn") != 0) {
+        fail(reader, "rope.scaling.type", "\"yarn\" or \"none\"", type);
+        return;
+    }
+    config->rope_scaling = GPTOSS_ROPE_YARN;
+    read_integer(reader, "rope.scaling.original_context_length", OPTIONAL, 1, MAX_POSITIONS,
+                 &config->rope_original_positions);
+    config->rope_factor = (double)config->max_positions / config->rope_original_positions;
+    read_number(reader, "rope.scaling.factor", 0.0, 1e6, &config->rope_factor);
+    read_number(reader, "rope.scaling.yarn_beta_fast", 0.0, 1e6, &config->rope_beta_fast);
+    read_number(reader, "rope.scaling.yarn_beta_slow", 0.0, 1e6, &config->rope_beta_slow);
+    config->rope_attention_factor = yarn_scale(config->rope_factor, 1.0);
+    check_betas(reader, config, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow");
+}
+
+static void read_gguf(const struct reader *reader, struct gptoss_config *config) {
+    static const struct size_keys keys = {
+        .num_layers = "block_count",
+        .hidden_size = "embedding_length",
+        .intermediate_size = "expert_feed_forward_length",
+        .vocab_size = "vocab_size",
+        .num_heads = "attention.head_count",
+        .num_kv_heads = "attention.head_count_kv",
+        .head_dim = "attention.key_length",
+        .num_experts = "expert_count",
+        .experts_per_token = "expert_used_count",
+    };
+    read_sizes(reader, &keys, config);
+    demand_number(reader, "attention.value_length", config->head_dim);
+    read_float(reader, "attention.layer_norm_rms_epsilon", 1e-30, 1.0, &config->rms_norm_eps);
+    config->sliding_window = 128;
+    read_integer(reader, "attention.sliding_window", OPTIONAL, 1, MAX_POSITIONS,
+                 &config->sliding_window);
+    demand_number(reader, "attention.sliding_window_pattern", 2.0);
+    for (int32_t layer = 0; layer < config->num_layers; layer += 2)
+        config->layer_is_sliding[layer] = true;
+    read_gguf_rope(reader, config);
+}
+
+/* ---- entry points ---- */
+
+static const struct gptoss_config defaults = {.architecture = "gpt_oss",
+                                              .attention_bias = true,
+                                              .rms_norm_eps = 1e-5f,
+                                              .swiglu_limit = 7.0f,
+                                              .swiglu_alpha = 1.702f,
+                                              .rope_theta = 150000.0,
+                                              .rope_factor = 1.0,
+                                              .rope_beta_fast = 32.0,
+                                              .rope_beta_slow = 1.0,
+                                              .rope_attention_factor = 1.0};
+
 enum gptoss_status gptoss_config_read(const char *path, struct gptoss_config *config_out,
                                       struct gptoss_error *error) {
-    struct gptoss_config config = {.architecture = "gpt_oss",
-                                   .rope_theta = 150000.0,
-                                   .rope_factor = 1.0,
-                                   .rope_beta_fast = 32.0,
-                                   .rope_beta_slow = 1.0,
-                                   .rope_attention_factor = 1.0};
+    struct gptoss_config config = defaults;
     cJSON *object = NULL;
     enum gptoss_status status = gptoss_json_read(path, &object, error);
     if (status != GPTOSS_OK)
@@ -328,7 +426,7 @@ enum gptoss_status gptoss_config_read(const char *path, struct gptoss_config *co
     const cJSON *type = find(&reader, "model_type");
     check_model_type(&reader, type);
     if (status == GPTOSS_OK)
-        read_sizes(&reader, &config);
+        read_json_sizes(&reader, &config);
     if (status == GPTOSS_OK)
         read_options(&reader, &config);
     if (status == GPTOSS_OK)
@@ -338,6 +436,19 @@ enum gptoss_status gptoss_config_read(const char *path, struct gptoss_config *co
     if (status == GPTOSS_OK && type == NULL)
         read_original_rope(&reader, &config);
     cJSON_Delete(object);
+    if (status == GPTOSS_OK)
+        *config_out = config;
+    return status;
+}
+
+enum gptoss_status gptoss_config_from_gguf(const char *path, const cJSON *keys,
+                                           struct gptoss_config *config_out,
+                                           struct gptoss_error *error) {
+    struct gptoss_config config = defaults;
+    enum gptoss_status status = GPTOSS_OK;
+    struct reader reader = {
+        .file = path, .section = "gpt-oss.", .object = keys, .status = &status, .error = error};
+    read_gguf(&reader, &config);
     if (status == GPTOSS_OK)
         *config_out = config;
     return status;

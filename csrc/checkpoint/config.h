@@ -1,8 +1,10 @@
-/* config.json of a gpt-oss checkpoint, in the spelling of Hugging Face (rope_scaling or
- * rope_parameters) or of the original release (rope_ntk_alpha and so on; known by having no
- * model_type). */
+/* The configuration of a gpt-oss checkpoint: config.json in the spelling of Hugging Face
+ * (rope_scaling or rope_parameters) or of the original release (rope_ntk_alpha and so on; known by
+ * having no model_type), or the metadata that llama.cpp's converter writes into a GGUF file. */
 #ifndef GPTOSS_CHECKPOINT_CONFIG_H
 #define GPTOSS_CHECKPOINT_CONFIG_H
+
+#include <cjson/cJSON.h>
 
 #include "gptoss.h"
 
@@ -13,5 +15,11 @@
  * 0. */
 enum gptoss_status gptoss_config_read(const char *path, struct gptoss_config *config_out,
                                       struct gptoss_error *error);
+
+/* keys: the metadata "gpt-oss.*" without that prefix. It says nothing of the pattern of the layers,
+ * the limits of SwiGLU and the truncation of YaRN's range: those are the released models'. */
+enum gptoss_status gptoss_config_from_gguf(const char *path, const cJSON *keys,
+                                           struct gptoss_config *config_out,
+                                           struct gptoss_error *error);
 
 #endif

@@ -106,17 +106,23 @@ static enum gptoss_status find_indexed(const char *directory, struct gptoss_layo
 
 /* What a directory without an index holds. */
 struct census {
-    size_t num_safetensors, num_others;
+    size_t num_safetensors, num_gguf, num_others;
     char safetensors[256]; /* the longest name there can be */
-    char other[256];       /* one of the files of other formats */
+    char gguf[256];
+    char other[256]; /* one of the files of other formats */
 };
 
 static void count_file(void *user, const char *name) {
-    static const char *const other_formats[] = {".bin", ".pth", ".pt", ".gguf", ".onnx", ".npz"};
+    static const char *const other_formats[] = {".bin", ".pth", ".pt", ".onnx", ".npz"};
     struct census *census = user;
     if (ends_with(name, ".safetensors")) {
         ++census->num_safetensors;
         snprintf(census->safetensors, sizeof census->safetensors, "%s", name);
+        return;
+    }
+    if (ends_with(name, ".gguf")) {
+        ++census->num_gguf;
+        snprintf(census->gguf, sizeof census->gguf, "%s", name);
         return;
     }
     for (size_t i = 0; i < sizeof other_formats / sizeof other_formats[0]; ++i) {
@@ -144,11 +150,27 @@ static enum gptoss_status nothing_found(const char *directory, const char *missi
         return gptoss_format_error(error, &place, missing, "%zu .safetensors files%s",
                                    census->num_safetensors, hint);
     }
+    if (census->num_gguf > 0) {
+        return gptoss_format_error(error, &place, missing,
+                                   "%zu .gguf files; give the path of one, as %s", census->num_gguf,
+                                   census->gguf);
+    }
     if (census->num_others > 0) {
         return gptoss_format_error(error, &place, missing,
                                    "only formats that are not read, as %s%s", census->other, hint);
     }
     return gptoss_format_error(error, &place, missing, "none%s", hint);
+}
+
+/* directory_length bytes of directory, a slash unless it is empty, and name. */
+static enum gptoss_status use_gguf(const char *directory, size_t directory_length, const char *name,
+                                   struct gptoss_layout *layout, struct gptoss_error *error) {
+    layout->is_gguf = true;
+    gptoss_free(layout->config_path);
+    layout->config_path = NULL;
+    GPTOSS_TRY(join(directory, directory_length, name, &layout->config_path, error));
+    GPTOSS_TRY(allocate_weight_files(1, layout, error));
+    return add_weight_file(directory, directory_length, name, layout, error);
 }
 
 static enum gptoss_status find_in_directory(const char *directory, struct gptoss_layout *layout,
@@ -164,9 +186,11 @@ static enum gptoss_status find_in_directory(const char *directory, struct gptoss
         status = gptoss_directory_visit(directory, count_file, &census, error);
     if (status != GPTOSS_OK)
         return status;
-    if (gptoss_path_kind(layout->config_path) == GPTOSS_PATH_NONE) {
+    bool has_config = gptoss_path_kind(layout->config_path) != GPTOSS_PATH_NONE;
+    if (census.num_gguf == 1 && (!has_config || census.num_safetensors == 0))
+        return use_gguf(directory, length, census.gguf, layout, error);
+    if (!has_config)
         return nothing_found(directory, "a config.json that describes the model", &census, error);
-    }
     if (gptoss_path_kind(layout->index_path) != GPTOSS_PATH_NONE)
         return find_indexed(directory, layout, error);
 
@@ -189,8 +213,11 @@ static enum gptoss_status find_beside_file(const char *path, struct gptoss_layou
     const char *slash = strrchr(path, '/');
     size_t length = slash == NULL ? 0 : (size_t)(slash - path) + 1;
     struct gptoss_place place = {.file = path, .offset = -1};
+    if (ends_with(path, ".gguf"))
+        return use_gguf(path, length, path + length, layout, error);
     if (!ends_with(path, ".safetensors")) {
-        return gptoss_format_error(error, &place, "a directory or a .safetensors file", "neither");
+        return gptoss_format_error(error, &place, "a directory, a .safetensors or a .gguf file",
+                                   "none of them");
     }
     enum gptoss_status status = join(path, length, "config.json", &layout->config_path, error);
     if (status == GPTOSS_OK && gptoss_path_kind(layout->config_path) == GPTOSS_PATH_NONE) {

@@ -7,6 +7,7 @@
 #include "gptoss.h"
 
 struct gptoss_layout {
+    bool is_gguf; /* one weight file, which is the configuration too */
     char *config_path;
     char **weight_paths;
     size_t num_weight_paths;
@@ -16,10 +17,11 @@ struct gptoss_layout {
     char *index_path;
 };
 
-/* path is a directory or one .safetensors file. In a directory the weights are, first found: the
- * files that model.safetensors.index.json names (all in this directory), model.safetensors, the
- * only *.safetensors file. No weight file is opened. A path where nothing is: GPTOSS_ERROR_IO; one
- * without a checkpoint: GPTOSS_ERROR_FORMAT. On failure nothing is held. */
+/* path is a directory or one .safetensors or .gguf file. In a directory the weights are, first
+ * found: the files that model.safetensors.index.json names (all in this directory),
+ * model.safetensors, the only *.safetensors file, all with config.json; without that or without
+ * .safetensors files the only *.gguf file. No weight file is opened. A path where nothing is:
+ * GPTOSS_ERROR_IO; one without a checkpoint: GPTOSS_ERROR_FORMAT. On failure nothing is held. */
 enum gptoss_status gptoss_layout_find(const char *path, struct gptoss_layout *layout_out,
                                       struct gptoss_error *error);
 void gptoss_layout_free(struct gptoss_layout *layout);

@@ -2,12 +2,10 @@
 
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "checkpoint/format_error.h"
 #include "checkpoint/json.h"
-#include "platform/allocator.h"
 #include "status.h"
 
 #define MAX_EXACT_INTEGER ((int64_t)1 << 53)
@@ -17,16 +15,6 @@ static const uint64_t max_header_bytes = 100000000; /* the format's own limit */
 /* The dtypes a file may hold, by the names that gptoss_dtype_name gives them. */
 static const char dtype_list[] =
     "F32, F16, BF16, F64, U8, I8, U16, I16, U32, I32, U64, I64, BOOL, F8_E4M3 or F8_E5M2";
-
-void gptoss_shape_describe(const int64_t *shape, int32_t num_dims, char *text, size_t num_bytes) {
-    int length = snprintf(text, num_bytes, "[");
-    for (int32_t i = 0; i < num_dims && (size_t)length < num_bytes; ++i) {
-        length += snprintf(text + length, num_bytes - (size_t)length, "%s%" PRId64,
-                           i == 0 ? "" : ", ", shape[i]);
-    }
-    if ((size_t)length < num_bytes)
-        snprintf(text + length, num_bytes - (size_t)length, "]");
-}
 
 /* One entry of the header, with what its messages need. */
 struct entry {
@@ -102,16 +90,10 @@ static enum gptoss_status parse_offsets(const struct entry *entry, struct gptoss
         return gptoss_format_error(error, &place, expected, "[%" PRId64 ", %" PRId64 "]", begin,
                                    end);
     }
-    uint64_t wanted = gptoss_dtype_bytes(tensor->dtype);
-    bool overflows = false, is_empty = false;
-    for (int32_t i = 0; i < tensor->num_dims; ++i) {
-        is_empty |= tensor->shape[i] == 0;
-        overflows |= __builtin_mul_overflow(wanted, (uint64_t)tensor->shape[i], &wanted);
-    }
-    if (is_empty)
-        wanted = 0;
+    uint64_t wanted;
     tensor->num_bytes = (uint64_t)(end - begin);
-    if ((overflows && !is_empty) || wanted != tensor->num_bytes) {
+    if (!gptoss_shape_bytes(tensor->dtype, tensor->shape, tensor->num_dims, &wanted) ||
+        wanted != tensor->num_bytes) {
         char shape[96];
         gptoss_shape_describe(tensor->shape, tensor->num_dims, shape, sizeof shape);
         snprintf(expected, sizeof expected, "the bytes of %s %s", gptoss_dtype_name(tensor->dtype),
@@ -125,14 +107,8 @@ static enum gptoss_status parse_offsets(const struct entry *entry, struct gptoss
 
 static enum gptoss_status parse_entry(const struct entry *entry, struct gptoss_tensor *tensor,
                                       struct gptoss_error *error) {
-    for (const char *c = entry->name; *c != '\0'; ++c) {
-        if (*c < 0x20 || *c > 0x7E) {
-            struct gptoss_place place = {
-                .file = entry->file->path, .subject = "name of a tensor", .offset = -1};
-            return gptoss_format_error(error, &place, "printable ASCII", "byte 0x%02X",
-                                       (unsigned char)*c);
-        }
-    }
+    GPTOSS_TRY(gptoss_name_check(entry->file->path, "name of a tensor", entry->name,
+                                 strlen(entry->name), -1, error));
     if (!cJSON_IsObject(entry->json))
         return entry_error(entry, NULL, "an object", entry->json, error);
     tensor->file = entry->file->path;
@@ -144,18 +120,9 @@ static enum gptoss_status parse_entry(const struct entry *entry, struct gptoss_t
     return status;
 }
 
-static int compare_places(const void *left, const void *right) {
-    const struct gptoss_tensor *a = left, *b = right;
-    if (a->file_offset != b->file_offset)
-        return a->file_offset < b->file_offset ? -1 : 1;
-    if (a->num_bytes != b->num_bytes)
-        return a->num_bytes < b->num_bytes ? -1 : 1;
-    return strcmp(a->name, b->name);
-}
-
 /* Tensors, sorted, must follow one another from the first byte of data to the last. */
 static enum gptoss_status check_cover(const struct gptoss_file *file, uint64_t data_start,
-                                      const struct gptoss_safetensors *contents,
+                                      const struct gptoss_tensor_table *contents,
                                       struct gptoss_error *error) {
     uint64_t end = data_start;
     struct gptoss_place place = {.file = file->path};
@@ -181,29 +148,18 @@ static enum gptoss_status check_cover(const struct gptoss_file *file, uint64_t d
     return gptoss_format_error(error, &place, expected, "%" PRIu64 " bytes", file->num_bytes);
 }
 
-/* Room for every entry of the header and for copies of their names. */
-static enum gptoss_status allocate_contents(const cJSON *header,
-                                            struct gptoss_safetensors *contents,
-                                            struct gptoss_error *error) {
+static enum gptoss_status parse_entries(const struct gptoss_file *file, uint64_t data_start,
+                                        const cJSON *header, struct gptoss_tensor_table *contents,
+                                        struct gptoss_error *error) {
     size_t num_entries = 0;
+    uint64_t names_bytes = 0;
     const cJSON *item;
     cJSON_ArrayForEach(item, header) {
         ++num_entries;
-        contents->names_bytes += strlen(item->string) + 1;
+        names_bytes += strlen(item->string) + 1;
     }
-    contents->tensors = gptoss_allocate(num_entries, sizeof *contents->tensors);
-    contents->names = gptoss_allocate(contents->names_bytes, 1);
-    if (contents->tensors != NULL && contents->names != NULL)
-        return GPTOSS_OK;
-    return gptoss_error_memory(error,
-                               num_entries * sizeof *contents->tensors + contents->names_bytes,
-                               "a table of tensors");
-}
-
-static enum gptoss_status parse_entries(const struct gptoss_file *file, uint64_t data_start,
-                                        const cJSON *header, struct gptoss_safetensors *contents,
-                                        struct gptoss_error *error) {
-    enum gptoss_status status = allocate_contents(header, contents, error);
+    enum gptoss_status status =
+        gptoss_tensor_table_allocate(contents, num_entries, names_bytes, error);
     if (status != GPTOSS_OK)
         return status;
     char *name = contents->names;
@@ -221,7 +177,7 @@ static enum gptoss_status parse_entries(const struct gptoss_file *file, uint64_t
             return status;
         ++contents->num_tensors;
     }
-    qsort(contents->tensors, contents->num_tensors, sizeof *contents->tensors, compare_places);
+    gptoss_tensor_table_sort(contents);
     return check_cover(file, data_start, contents, error);
 }
 
@@ -247,9 +203,9 @@ static enum gptoss_status read_header_length(const struct gptoss_file *file, uin
 }
 
 enum gptoss_status gptoss_safetensors_parse(const struct gptoss_file *file,
-                                            struct gptoss_safetensors *contents_out,
+                                            struct gptoss_tensor_table *contents_out,
                                             struct gptoss_error *error) {
-    struct gptoss_safetensors contents = {0};
+    struct gptoss_tensor_table contents = {0};
     cJSON *header = NULL;
     uint64_t header_bytes = 0;
     enum gptoss_status status = read_header_length(file, &header_bytes, error);
@@ -261,13 +217,7 @@ enum gptoss_status gptoss_safetensors_parse(const struct gptoss_file *file,
     if (status == GPTOSS_OK) {
         *contents_out = contents;
     } else {
-        gptoss_safetensors_free(&contents);
+        gptoss_tensor_table_free(&contents);
     }
     return status;
-}
-
-void gptoss_safetensors_free(struct gptoss_safetensors *contents) {
-    gptoss_free(contents->tensors);
-    gptoss_free(contents->names);
-    *contents = (struct gptoss_safetensors){0};
 }

@@ -19,6 +19,7 @@ struct pattern {
     uint64_t sign;   /* in every lane: the sign bit */
     uint64_t either; /* all ones: any sign is bad; 0: only lanes whose sign bit is set */
     size_t lane_bytes;
+    size_t block_bytes; /* of formats whose blocks begin with a scale, the only lane looked at */
 };
 
 #define LANES8(x) (UINT64_C(0x0101010101010101) * (x))
@@ -26,17 +27,21 @@ struct pattern {
 #define LANES32(x) (UINT64_C(0x0000000100000001) * (x))
 #define ANY_SIGN UINT64_MAX
 
-static const struct pattern pattern_f64 = {UINT64_C(0x7FF) << 52, UINT64_C(1) << 52,
-                                           UINT64_C(1) << 63, ANY_SIGN, 8};
-static const struct pattern pattern_f32 = {LANES32(0x7F800000), LANES32(0x00800000),
-                                           LANES32(0x80000000), ANY_SIGN, 4};
-static const struct pattern pattern_bf16 = {LANES16(0x7F80), LANES16(0x0080), LANES16(0x8000),
-                                            ANY_SIGN, 2};
-static const struct pattern pattern_f16 = {LANES16(0x7C00), LANES16(0x0400), LANES16(0x8000),
-                                           ANY_SIGN, 2};
-static const struct pattern pattern_e5m2 = {LANES8(0x7C), LANES8(0x04), LANES8(0x80), ANY_SIGN, 1};
-static const struct pattern pattern_e4m3 = {LANES8(0x7F), LANES8(0x01), LANES8(0x80), ANY_SIGN, 1};
-static const struct pattern pattern_e8m0 = {LANES8(0x7F), LANES8(0x01), LANES8(0x80), 0, 1};
+static const struct pattern pattern_f64 = {
+    UINT64_C(0x7FF) << 52, UINT64_C(1) << 52, UINT64_C(1) << 63, ANY_SIGN, 8, 0};
+static const struct pattern pattern_f32 = {
+    LANES32(0x7F800000), LANES32(0x00800000), LANES32(0x80000000), ANY_SIGN, 4, 0};
+static const struct pattern pattern_bf16 = {
+    LANES16(0x7F80), LANES16(0x0080), LANES16(0x8000), ANY_SIGN, 2, 0};
+static const struct pattern pattern_f16 = {
+    LANES16(0x7C00), LANES16(0x0400), LANES16(0x8000), ANY_SIGN, 2, 0};
+static const struct pattern pattern_e5m2 = {
+    LANES8(0x7C), LANES8(0x04), LANES8(0x80), ANY_SIGN, 1, 0};
+static const struct pattern pattern_e4m3 = {
+    LANES8(0x7F), LANES8(0x01), LANES8(0x80), ANY_SIGN, 1, 0};
+static const struct pattern pattern_e8m0 = {LANES8(0x7F), LANES8(0x01), LANES8(0x80), 0, 1, 0};
+static const struct pattern pattern_q8_0 = {0x7C00, 0x0400, 0x8000, ANY_SIGN, 2, 34};
+static const struct pattern pattern_mxfp4_gguf = {0x7F, 0x01, 0x80, 0, 1, 17};
 
 #define BLOCK_WORDS 512
 #define CHUNK_BYTES ((uint64_t)1 << 22) /* between polls */
@@ -54,6 +59,18 @@ static bool block_is_bad(const struct pattern *pattern, const uint8_t *data) {
         bad |= bad_lanes(&p, word);
     }
     return bad != 0;
+}
+
+/* Offset of the first bad scale, or num_bytes: whole blocks. */
+static uint64_t find_bad_scale(const struct pattern *pattern, const uint8_t *data,
+                               uint64_t num_bytes) {
+    for (uint64_t offset = 0; offset < num_bytes; offset += pattern->block_bytes) {
+        uint64_t word = 0;
+        memcpy(&word, data + offset, pattern->lane_bytes);
+        if (bad_lanes(pattern, word) != 0)
+            return offset;
+    }
+    return num_bytes;
 }
 
 /* Offset of the first bad lane, or num_bytes. */
@@ -110,6 +127,8 @@ static enum gptoss_status choose_pattern(const struct gptoss_checkpoint *checkpo
     case GPTOSS_DTYPE_F16: *pattern_out = &pattern_f16; break;
     case GPTOSS_DTYPE_F8_E5M2: *pattern_out = &pattern_e5m2; break;
     case GPTOSS_DTYPE_F8_E4M3: *pattern_out = &pattern_e4m3; break;
+    case GPTOSS_DTYPE_Q8_0: *pattern_out = &pattern_q8_0; break;
+    case GPTOSS_DTYPE_MXFP4_GGUF: *pattern_out = &pattern_mxfp4_gguf; break;
     case GPTOSS_DTYPE_U8:
         status = find_scales(checkpoint, tensor, &is_scales, error);
         *pattern_out = is_scales ? &pattern_e8m0 : NULL;
@@ -125,26 +144,31 @@ static enum gptoss_status bad_element(const struct gptoss_tensor *tensor,
     struct gptoss_place place = {.file = tensor->file,
                                  .tensor = tensor->name,
                                  .offset = (int64_t)(tensor->file_offset + offset)};
+    size_t stride = pattern->block_bytes != 0 ? pattern->block_bytes : pattern->lane_bytes;
     uint64_t bits = 0, lane_mask = UINT64_MAX >> (64 - 8 * pattern->lane_bytes);
     memcpy(&bits, (const uint8_t *)tensor->data + offset, pattern->lane_bytes);
     bool has_infinity = (pattern->unit & lane_mask) != 1;
     bool is_infinity = has_infinity && (bits & ~pattern->mask & ~pattern->sign & lane_mask) == 0;
-    return gptoss_format_error(error, &place,
-                               pattern->either != 0 ? "finite values" : "MXFP4 scales below 0xFF",
-                               "%s (0x%0*llX) at element %llu", is_infinity ? "an infinity" : "NaN",
-                               (int)(2 * pattern->lane_bytes), (unsigned long long)bits,
-                               (unsigned long long)(offset / pattern->lane_bytes));
+    return gptoss_format_error(
+        error, &place, pattern->either != 0 ? "finite values" : "MXFP4 scales below 0xFF",
+        "%s (0x%0*llX) at %s %llu", is_infinity ? "an infinity" : "NaN",
+        (int)(2 * pattern->lane_bytes), (unsigned long long)bits,
+        pattern->block_bytes != 0 ? "block" : "element", (unsigned long long)(offset / stride));
 }
 
 static enum gptoss_status verify_tensor(const struct gptoss_tensor *tensor,
                                         const struct pattern *pattern,
                                         struct gptoss_progress *progress,
                                         struct gptoss_error *error) {
+    bool in_blocks = pattern->block_bytes != 0;
+    uint64_t chunk_bytes =
+        in_blocks ? CHUNK_BYTES / pattern->block_bytes * pattern->block_bytes : CHUNK_BYTES;
     for (uint64_t offset = 0; offset < tensor->num_bytes;) {
         uint64_t num_bytes = tensor->num_bytes - offset;
-        if (num_bytes > CHUNK_BYTES)
-            num_bytes = CHUNK_BYTES;
-        uint64_t bad = find_bad(pattern, (const uint8_t *)tensor->data + offset, num_bytes);
+        if (num_bytes > chunk_bytes)
+            num_bytes = chunk_bytes;
+        uint64_t bad = (in_blocks ? find_bad_scale : find_bad)(
+            pattern, (const uint8_t *)tensor->data + offset, num_bytes);
         if (bad < num_bytes)
             return bad_element(tensor, pattern, offset + bad, error);
         offset += num_bytes;

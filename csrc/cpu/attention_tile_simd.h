@@ -140,15 +140,15 @@ GPTOSS_INLINE void sum_values(const float *values, int64_t stride, const float (
                 sum[i][v] = gptoss_vector_fma(weight, row[v], sum[i][v]);
         }
     }
+    bool whole = d + num_vectors * WIDTH <= head_dim;
+    float rows[QUERIES][VECTORS * WIDTH];
     for (int i = 0; i < num_queries; ++i) {
-        for (int v = 0; v < num_vectors; ++v) {
-            float *target = out + i * head_dim + d + v * WIDTH, tail[WIDTH];
-            int64_t left = head_dim - d - v * WIDTH;
-            gptoss_vector_store(left < WIDTH ? tail : target, sum[i][v]);
-            if (left < WIDTH)
-                memcpy(target, tail, (size_t)left * sizeof(float));
-        }
+        for (int v = 0; v < num_vectors; ++v)
+            gptoss_vector_store((whole ? out + i * head_dim + d : rows[i]) + v * WIDTH, sum[i][v]);
     }
+    /* Not between the stores: a call takes the sums' registers. */
+    for (int i = 0; i < num_queries && !whole; ++i)
+        memcpy(out + i * head_dim + d, rows[i], (size_t)(head_dim - d) * sizeof(float));
 }
 
 /* The queries from `query` on, num_queries of them, that all see keys first .. end - 1. */

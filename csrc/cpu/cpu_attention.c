@@ -5,9 +5,14 @@
 #include "cpu/cpu_backend.h"
 #include "numeric/dtype.h"
 #include "numeric/float_math.h"
+#include "status.h"
 
 /* Queries that share one conversion of a tile of keys. */
 #define MAX_BLOCK_QUERIES 128
+/* Parts of blocks: about so many tasks a thread, of no fewer tiles. */
+#define PART_TASKS 4
+#define MIN_PART_TILES 4
+#define MAX_KEPT_BYTES (UINT64_C(64) << 20)
 
 /* ---- rope and append ---- */
 
@@ -68,10 +73,13 @@ enum gptoss_status gptoss_cpu_rope_append(struct gptoss_backend *base,
 
 /* ---- attention ---- */
 
-/* A task is one KV head and a block of rows of one slot, whose queries go through the tiles of keys
- * together. */
+/* Rows of one slot, whose queries go through the tiles of keys together. A task is a block with one
+ * KV head. Where these are too few for the threads, as when one row decodes a long context, a task
+ * is a part of the tiles; every tile's result is kept and joined afterwards in the order of the
+ * tiles, so that the bits are the same. */
 struct block {
     int64_t first_row, num_rows;
+    int64_t first_tile, num_tiles;
 };
 
 struct attention {
@@ -79,32 +87,51 @@ struct attention {
     const struct gptoss_row_table *table;
     const struct gptoss_attention *operation;
     const struct block *blocks;
+    int64_t num_blocks;
     const float *sinks;
     int64_t group;       /* query heads of a KV head */
     int64_t max_queries; /* of a block */
+    int64_t max_tiles;   /* of a block */
+    int64_t num_parts;   /* of a block's tiles */
+    float *kept;         /* [block][KV head][max_tiles] results of tiles, if there are parts */
+};
+
+/* What the kernel gives for a tile, or the running state after some. */
+struct results {
+    float *maximum, *sum; /* [queries] */
+    float *value;         /* [queries][head_dim] */
 };
 
 /* One thread's memory for one block. */
 struct block_memory {
-    float *queries, *value, *tile_value, *maximum, *sum, *tile_maximum, *tile_sum, *kernel;
+    float *kernel, *queries;
+    struct results state, tile;
     int32_t *first_key, *end_key;
 };
 
-static uint64_t block_memory_floats(int64_t max_queries, int64_t head_dim) {
-    return (uint64_t)(max_queries * (3 * head_dim + 6) + GPTOSS_ATTENTION_SCRATCH(head_dim));
+static int64_t results_floats(int64_t max_queries, int64_t head_dim) {
+    return max_queries * (head_dim + 2);
 }
 
-static struct block_memory block_memory_at(float *memory, int64_t max_queries, int64_t head_dim) {
-    struct block_memory block;
-    block.kernel = memory;
+static struct results results_at(float *memory, int64_t max_queries) {
+    return (struct results){memory, memory + max_queries, memory + 2 * max_queries};
+}
+
+static uint64_t block_memory_floats(int64_t max_queries, int64_t head_dim) {
+    return (uint64_t)(GPTOSS_ATTENTION_SCRATCH(head_dim) + max_queries * (head_dim + 2) +
+                      2 * results_floats(max_queries, head_dim));
+}
+
+static struct block_memory block_memory_at(const struct attention *work, int thread) {
+    int64_t head_dim = work->operation->head_dim, max_queries = work->max_queries;
+    float *memory = work->backend->thread_scratch[thread].memory;
+    struct block_memory block = {.kernel = memory};
     block.queries = block.kernel + GPTOSS_ATTENTION_SCRATCH(head_dim);
-    block.value = block.queries + max_queries * head_dim;
-    block.tile_value = block.value + max_queries * head_dim;
-    block.maximum = block.tile_value + max_queries * head_dim;
-    block.sum = block.maximum + max_queries;
-    block.tile_maximum = block.sum + max_queries;
-    block.tile_sum = block.tile_maximum + max_queries;
-    block.first_key = (int32_t *)(block.tile_sum + max_queries);
+    float *state = block.queries + max_queries * head_dim;
+    float *tile = state + results_floats(max_queries, head_dim);
+    block.state = results_at(state, max_queries);
+    block.tile = results_at(tile, max_queries);
+    block.first_key = (int32_t *)(tile + results_floats(max_queries, head_dim));
     block.end_key = block.first_key + max_queries;
     return block;
 }
@@ -117,9 +144,21 @@ static int32_t clamp_to_tile(int64_t key) {
     return key < 0 ? 0 : key > GPTOSS_ATTENTION_TILE ? GPTOSS_ATTENTION_TILE : (int32_t)key;
 }
 
-/* Queries of the block in rows of their own, state (maximum, sum, value) = (sink, 1, 0). */
-static void begin_block(const struct attention *work, const struct block *block, int64_t kv_head,
-                        struct block_memory *memory) {
+/* Which keys of a tile a query of the block sees; returns whether any. */
+static bool see_keys(const struct attention *work, const struct block *block, int64_t tile,
+                     int64_t query, struct block_memory *memory) {
+    int64_t position = work->table->rows[block->first_row + query / work->group].position;
+    int64_t start = tile * GPTOSS_ATTENTION_TILE;
+    int32_t first = clamp_to_tile(first_visible(position, work->operation->window) - start);
+    int32_t end = clamp_to_tile(position + 1 - start);
+    memory->first_key[query] = first;
+    memory->end_key[query] = end;
+    return end > first;
+}
+
+/* The queries of the block, each in a row of its own. */
+static void gather_queries(const struct attention *work, const struct block *block, int64_t kv_head,
+                           struct block_memory *memory) {
     const struct gptoss_attention *operation = work->operation;
     int64_t head_dim = operation->head_dim, group = work->group;
     const float *queries = gptoss_buffer_floats(operation->queries);
@@ -128,32 +167,23 @@ static void begin_block(const struct attention *work, const struct block *block,
             queries + ((block->first_row + r) * operation->num_heads + kv_head * group) * head_dim;
         memcpy(memory->queries + r * group * head_dim, from,
                (size_t)(group * head_dim) * sizeof *from);
-        for (int64_t g = 0; g < group; ++g) {
-            memory->maximum[r * group + g] = work->sinks[kv_head * group + g];
-            memory->sum[r * group + g] = 1.0f;
-        }
     }
-    memset(memory->value, 0, (size_t)(block->num_rows * group * head_dim) * sizeof *memory->value);
 }
 
 static void attend_tile(const struct attention *work, const struct block *block, int64_t kv_head,
-                        int64_t tile_start, struct block_memory *memory) {
+                        int64_t tile_index, struct block_memory *memory,
+                        const struct results *out) {
     const struct gptoss_attention *operation = work->operation;
     const struct gptoss_kernels *kernels = work->backend->kernels;
-    const struct gptoss_row *rows = work->table->rows + block->first_row;
-    int64_t head_dim = operation->head_dim, group = work->group,
-            num_queries = block->num_rows * group;
-    for (int64_t i = 0; i < num_queries; ++i) {
-        int64_t position = rows[i / group].position;
-        memory->first_key[i] =
-            clamp_to_tile(first_visible(position, operation->window) - tile_start);
-        memory->end_key[i] = clamp_to_tile(position + 1 - tile_start);
-    }
-    const struct gptoss_cache *cache = work->table->caches[rows[0].slot];
+    const struct gptoss_cache *cache =
+        work->table->caches[work->table->rows[block->first_row].slot];
     struct gptoss_kv_view view;
     gptoss_cpu_cache_view(cache, operation->layer, &view);
-    uint64_t at =
-        (uint64_t)kv_head * view.head_stride_bytes + (uint64_t)tile_start * view.row_bytes;
+    uint64_t at = (uint64_t)kv_head * view.head_stride_bytes +
+                  (uint64_t)(tile_index * GPTOSS_ATTENTION_TILE) * view.row_bytes;
+    int64_t num_queries = block->num_rows * work->group;
+    for (int64_t i = 0; i < num_queries; ++i)
+        see_keys(work, block, tile_index, i, memory);
     struct gptoss_attention_tile tile = {
         .keys = (const uint8_t *)view.keys + at,
         .values = (const uint8_t *)view.values + at,
@@ -162,64 +192,153 @@ static void attend_tile(const struct attention *work, const struct block *block,
         .num_queries = (int32_t)num_queries,
         .scale = operation->scale,
         .queries = memory->queries,
-        .query_stride = head_dim,
+        .query_stride = operation->head_dim,
         .first_key = memory->first_key,
         .end_key = memory->end_key,
-        .maximum = memory->tile_maximum,
-        .sum = memory->tile_sum,
-        .value = memory->tile_value,
+        .maximum = out->maximum,
+        .sum = out->sum,
+        .value = out->value,
     };
     bool f16 = gptoss_cpu_cache_shape(cache)->dtype == GPTOSS_DTYPE_F16;
     (f16 ? kernels->attention_tile_f16 : kernels->attention_tile_f32)(&tile, memory->kernel);
-    for (int64_t i = 0; i < num_queries; ++i)
-        if (memory->end_key[i] > memory->first_key[i])
-            kernels->attention_merge(&memory->maximum[i], &memory->sum[i],
-                                     memory->value + i * head_dim, memory->tile_maximum[i],
-                                     memory->tile_sum[i], memory->tile_value + i * head_dim,
-                                     head_dim);
 }
 
-static void attention_task(void *context, int64_t task, int thread) {
-    const struct attention *work = context;
-    const struct gptoss_attention *operation = work->operation;
-    const struct block *block = &work->blocks[task / operation->num_kv_heads];
-    int64_t kv_head = task % operation->num_kv_heads, head_dim = operation->head_dim,
-            group = work->group;
-    struct block_memory memory =
-        block_memory_at(work->backend->thread_scratch[thread].memory, work->max_queries, head_dim);
-    begin_block(work, block, kv_head, &memory);
-    const struct gptoss_row *rows = work->table->rows + block->first_row;
-    int64_t first = first_visible(rows[0].position, operation->window) / GPTOSS_ATTENTION_TILE;
-    int64_t last = rows[block->num_rows - 1].position / GPTOSS_ATTENTION_TILE;
-    for (int64_t tile = first; tile <= last; ++tile)
-        attend_tile(work, block, kv_head, tile * GPTOSS_ATTENTION_TILE, &memory);
+/* A query's state begins as (maximum, sum, value) = (sink, 1, 0). */
+static void begin_query(const struct attention *work, int64_t kv_head, int64_t query,
+                        const struct results *state) {
+    int64_t head_dim = work->operation->head_dim;
+    state->maximum[query] = work->sinks[kv_head * work->group + query % work->group];
+    state->sum[query] = 1.0f;
+    memset(state->value + query * head_dim, 0, (size_t)head_dim * sizeof *state->value);
+}
 
-    float *out = gptoss_buffer_floats(operation->out);
-    float *sink_mass =
-        operation->sink_mass != NULL ? gptoss_buffer_floats(operation->sink_mass) : NULL;
-    for (int64_t i = 0; i < block->num_rows * group; ++i) {
-        int64_t head = kv_head * group + i % group;
-        int64_t line = (block->first_row + i / group) * operation->num_heads + head;
-        work->backend->kernels->divide(memory.value + i * head_dim, memory.sum[i], head_dim,
-                                       out + line * head_dim);
-        if (sink_mass != NULL)
-            sink_mass[line] = gptoss_expf(work->sinks[head] - memory.maximum[i]) / memory.sum[i];
+static void join_tile(const struct attention *work, int64_t query, const struct results *tile,
+                      const struct results *state) {
+    int64_t head_dim = work->operation->head_dim;
+    work->backend->kernels->attention_merge(
+        &state->maximum[query], &state->sum[query], state->value + query * head_dim,
+        tile->maximum[query], tile->sum[query], tile->value + query * head_dim, head_dim);
+}
+
+static void end_query(const struct attention *work, const struct block *block, int64_t kv_head,
+                      int64_t query, const struct results *state) {
+    const struct gptoss_attention *operation = work->operation;
+    int64_t head_dim = operation->head_dim;
+    int64_t head = kv_head * work->group + query % work->group;
+    int64_t line = (block->first_row + query / work->group) * operation->num_heads + head;
+    work->backend->kernels->divide(state->value + query * head_dim, state->sum[query], head_dim,
+                                   gptoss_buffer_floats(operation->out) + line * head_dim);
+    if (operation->sink_mass != NULL)
+        gptoss_buffer_floats(operation->sink_mass)[line] =
+            gptoss_expf(work->sinks[head] - state->maximum[query]) / state->sum[query];
+}
+
+/* ---- whole blocks ---- */
+
+static void block_task(void *context, int64_t task, int thread) {
+    const struct attention *work = context;
+    const struct block *block = &work->blocks[task / work->operation->num_kv_heads];
+    int64_t kv_head = task % work->operation->num_kv_heads;
+    int64_t num_queries = block->num_rows * work->group;
+    struct block_memory memory = block_memory_at(work, thread);
+    gather_queries(work, block, kv_head, &memory);
+    for (int64_t i = 0; i < num_queries; ++i)
+        begin_query(work, kv_head, i, &memory.state);
+    for (int64_t tile = block->first_tile; tile < block->first_tile + block->num_tiles; ++tile) {
+        attend_tile(work, block, kv_head, tile, &memory, &memory.tile);
+        for (int64_t i = 0; i < num_queries; ++i)
+            if (memory.end_key[i] > memory.first_key[i])
+                join_tile(work, i, &memory.tile, &memory.state);
+    }
+    for (int64_t i = 0; i < num_queries; ++i)
+        end_query(work, block, kv_head, i, &memory.state);
+}
+
+/* ---- parts of blocks ---- */
+
+/* Where the results of tile number `tile` of a block are kept. */
+static struct results kept_results(const struct attention *work, int64_t block, int64_t kv_head,
+                                   int64_t tile) {
+    int64_t index = (block * work->operation->num_kv_heads + kv_head) * work->max_tiles + tile;
+    int64_t num_floats = results_floats(work->max_queries, work->operation->head_dim);
+    return results_at(work->kept + index * num_floats, work->max_queries);
+}
+
+static void part_task(void *context, int64_t task, int thread) {
+    const struct attention *work = context;
+    int64_t num_kv_heads = work->operation->num_kv_heads;
+    int64_t part = task % work->num_parts, kv_head = task / work->num_parts % num_kv_heads;
+    int64_t index = task / work->num_parts / num_kv_heads;
+    const struct block *block = &work->blocks[index];
+    struct block_memory memory = block_memory_at(work, thread);
+    gather_queries(work, block, kv_head, &memory);
+    int64_t end = block->num_tiles * (part + 1) / work->num_parts;
+    for (int64_t tile = block->num_tiles * part / work->num_parts; tile < end; ++tile) {
+        struct results kept = kept_results(work, index, kv_head, tile);
+        attend_tile(work, block, kv_head, block->first_tile + tile, &memory, &kept);
     }
 }
+
+/* Joins the kept tiles of one query. */
+static void join_task(void *context, int64_t task, int thread) {
+    const struct attention *work = context;
+    int64_t num_kv_heads = work->operation->num_kv_heads;
+    int64_t query = task % work->max_queries, kv_head = task / work->max_queries % num_kv_heads;
+    int64_t index = task / work->max_queries / num_kv_heads;
+    const struct block *block = &work->blocks[index];
+    if (query >= block->num_rows * work->group)
+        return;
+    struct block_memory memory = block_memory_at(work, thread);
+    begin_query(work, kv_head, query, &memory.state);
+    for (int64_t tile = 0; tile < block->num_tiles; ++tile) {
+        struct results kept = kept_results(work, index, kv_head, tile);
+        if (see_keys(work, block, block->first_tile + tile, query, &memory))
+            join_tile(work, query, &kept, &memory.state);
+    }
+    end_query(work, block, kv_head, query, &memory.state);
+}
+
+/* ---- the operation ---- */
 
 /* Cuts the table into blocks: at slot changes, and every max_rows rows. */
-static int64_t cut_blocks(const struct gptoss_row_table *table, int64_t max_rows,
-                          struct block *blocks) {
-    int64_t num_blocks = 0;
-    for (int64_t row = 0; row < table->num_rows; ++row) {
-        struct block *last = num_blocks > 0 ? &blocks[num_blocks - 1] : NULL;
-        if (last != NULL && last->num_rows < max_rows &&
-            table->rows[row].slot == table->rows[row - 1].slot)
-            ++last->num_rows;
-        else
-            blocks[num_blocks++] = (struct block){row, 1};
+static void cut_blocks(struct attention *work, int64_t max_rows, struct block *blocks) {
+    const struct gptoss_row *rows = work->table->rows;
+    for (int64_t row = 0; row < work->table->num_rows; ++row) {
+        struct block *last = work->num_blocks > 0 ? &blocks[work->num_blocks - 1] : NULL;
+        if (last == NULL || last->num_rows == max_rows || rows[row].slot != rows[row - 1].slot) {
+            last = &blocks[work->num_blocks++];
+            *last = (struct block){.first_row = row};
+            last->first_tile =
+                first_visible(rows[row].position, work->operation->window) / GPTOSS_ATTENTION_TILE;
+        }
+        ++last->num_rows;
+        last->num_tiles = rows[row].position / GPTOSS_ATTENTION_TILE + 1 - last->first_tile;
+        if (last->num_tiles > work->max_tiles)
+            work->max_tiles = last->num_tiles;
     }
-    return num_blocks;
+    work->blocks = blocks;
+}
+
+/* Cuts the tiles into parts if whole blocks would leave threads idle. */
+static enum gptoss_status cut_parts(struct attention *work) {
+    struct gptoss_cpu_backend *backend = work->backend;
+    int64_t num_tasks = work->num_blocks * work->operation->num_kv_heads;
+    work->num_parts = 1;
+    if (backend->num_threads == 1 || num_tasks >= 2 * (int64_t)backend->num_threads)
+        return GPTOSS_OK;
+    int64_t wanted = (PART_TASKS * (int64_t)backend->num_threads + num_tasks - 1) / num_tasks;
+    int64_t possible = work->max_tiles / MIN_PART_TILES;
+    if (possible < 2)
+        return GPTOSS_OK;
+    uint64_t kept_bytes = (uint64_t)(num_tasks * work->max_tiles *
+                                     results_floats(work->max_queries, work->operation->head_dim)) *
+                          sizeof(float);
+    if (kept_bytes > MAX_KEPT_BYTES)
+        return GPTOSS_OK;
+    GPTOSS_TRY(gptoss_scratch_reserve(&backend->packed, kept_bytes));
+    work->num_parts = wanted < possible ? wanted : possible;
+    work->kept = backend->packed.memory;
+    return GPTOSS_OK;
 }
 
 enum gptoss_status gptoss_cpu_attention(struct gptoss_backend *base,
@@ -231,26 +350,26 @@ enum gptoss_status gptoss_cpu_attention(struct gptoss_backend *base,
     if (max_rows > table->num_rows)
         max_rows = table->num_rows;
     uint64_t sink_bytes = (uint64_t)operation->num_heads * sizeof(float);
-    enum gptoss_status status = gptoss_scratch_reserve(&backend->decoded, sink_bytes);
-    if (status == GPTOSS_OK)
-        status = gptoss_scratch_reserve(&backend->grouping,
-                                        (uint64_t)table->num_rows * sizeof(struct block));
-    if (status == GPTOSS_OK)
-        status = gptoss_thread_scratch_reserve(
-            backend, block_memory_floats(max_rows * group, operation->head_dim) * sizeof(float));
-    if (status != GPTOSS_OK)
-        return status;
+    GPTOSS_TRY(gptoss_scratch_reserve(&backend->decoded, sink_bytes));
+    GPTOSS_TRY(gptoss_scratch_reserve(&backend->grouping,
+                                      (uint64_t)table->num_rows * sizeof(struct block)));
+    GPTOSS_TRY(gptoss_thread_scratch_reserve(
+        backend, block_memory_floats(max_rows * group, operation->head_dim) * sizeof(float)));
     gptoss_decode_elements(operation->sinks->dtype, operation->sinks->data,
                            (size_t)operation->num_heads, backend->decoded.memory);
-    int64_t num_blocks = cut_blocks(table, max_rows, backend->grouping.memory);
     struct attention work = {
         .backend = backend,
         .table = table,
         .operation = operation,
-        .blocks = backend->grouping.memory,
         .sinks = backend->decoded.memory,
         .group = group,
         .max_queries = max_rows * group,
     };
-    return gptoss_cpu_run(backend, attention_task, &work, num_blocks * operation->num_kv_heads);
+    cut_blocks(&work, max_rows, backend->grouping.memory);
+    GPTOSS_TRY(cut_parts(&work));
+    int64_t num_tasks = work.num_blocks * operation->num_kv_heads;
+    if (work.num_parts == 1)
+        return gptoss_cpu_run(backend, block_task, &work, num_tasks);
+    GPTOSS_TRY(gptoss_cpu_run(backend, part_task, &work, num_tasks * work.num_parts));
+    return gptoss_cpu_run(backend, join_task, &work, num_tasks * work.max_queries);
 }

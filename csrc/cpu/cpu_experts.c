@@ -6,6 +6,7 @@
 #include "cpu/cpu_multiply.h"
 #include "numeric/dtype.h"
 #include "numeric/float_math.h"
+#include "status.h"
 
 /* Floats of a piece of a row when the experts' outputs are summed. */
 #define SUM_PIECE 1024
@@ -40,6 +41,15 @@ static void choose(const float *logits, int32_t num_experts, int32_t num_chosen,
         weights[rank] /= sum;
 }
 
+static void choose_task(void *context, int64_t row, int thread) {
+    (void)thread;
+    const struct gptoss_route *operation = context;
+    int32_t num_experts = (int32_t)operation->weight->num_rows, num_chosen = operation->num_chosen;
+    choose(gptoss_buffer_floats(operation->logits) + row * num_experts, num_experts, num_chosen,
+           gptoss_buffer_ints(operation->experts) + row * num_chosen,
+           gptoss_buffer_floats(operation->weights) + row * num_chosen);
+}
+
 enum gptoss_status gptoss_cpu_route(struct gptoss_backend *base,
                                     const struct gptoss_row_table *table,
                                     const struct gptoss_route *operation) {
@@ -53,15 +63,9 @@ enum gptoss_status gptoss_cpu_route(struct gptoss_backend *base,
         .biases = {operation->bias},
         .outs = {operation->logits},
     };
-    enum gptoss_status status = gptoss_cpu_norm_linear(base, table, &router);
-    if (status != GPTOSS_OK)
-        return status;
-    int32_t num_experts = (int32_t)operation->weight->num_rows, num_chosen = operation->num_chosen;
-    for (int64_t row = 0; row < table->num_rows; ++row)
-        choose(gptoss_buffer_floats(operation->logits) + row * num_experts, num_experts, num_chosen,
-               gptoss_buffer_ints(operation->experts) + row * num_chosen,
-               gptoss_buffer_floats(operation->weights) + row * num_chosen);
-    return GPTOSS_OK;
+    GPTOSS_TRY(gptoss_cpu_norm_linear(base, table, &router));
+    return gptoss_cpu_run_rows((struct gptoss_cpu_backend *)base, choose_task, (void *)operation,
+                               table->num_rows, table->num_rows);
 }
 
 /* ---- grouping ---- */

@@ -3,6 +3,7 @@
 
 #include "cpu/cpu_multiply.h"
 #include "numeric/dtype.h"
+#include "status.h"
 
 struct norm_rows {
     const struct gptoss_kernels *kernels;
@@ -47,19 +48,28 @@ static struct gptoss_product dense_product(const struct gptoss_weight *weight,
     };
 }
 
+struct embedding {
+    const struct gptoss_row *rows;
+    const struct gptoss_embed *operation;
+};
+
+static void embed_task(void *context, int64_t row, int thread) {
+    (void)thread;
+    const struct embedding *work = context;
+    const struct gptoss_weight *embedding = work->operation->embedding;
+    uint64_t hidden = (uint64_t)embedding->num_columns;
+    uint64_t row_bytes = gptoss_dtype_row_bytes(embedding->dtype, hidden);
+    gptoss_decode_row(embedding->dtype,
+                      embedding->data + (uint64_t)work->rows[row].token * row_bytes, NULL, hidden,
+                      gptoss_buffer_floats(work->operation->out) + row * (int64_t)hidden);
+}
+
 enum gptoss_status gptoss_cpu_embed(struct gptoss_backend *base,
                                     const struct gptoss_row_table *table,
                                     const struct gptoss_embed *operation) {
-    (void)base;
-    const struct gptoss_weight *embedding = operation->embedding;
-    int64_t hidden = embedding->num_columns;
-    uint64_t row_bytes = gptoss_dtype_row_bytes(embedding->dtype, (uint64_t)hidden);
-    float *out = gptoss_buffer_floats(operation->out);
-    for (int64_t row = 0; row < table->num_rows; ++row)
-        gptoss_decode_row(embedding->dtype,
-                          embedding->data + (uint64_t)table->rows[row].token * row_bytes, NULL,
-                          (size_t)hidden, out + row * hidden);
-    return GPTOSS_OK;
+    struct embedding work = {table->rows, operation};
+    return gptoss_cpu_run_rows((struct gptoss_cpu_backend *)base, embed_task, &work,
+                               table->num_rows, table->num_rows);
 }
 
 enum gptoss_status gptoss_cpu_norm_linear(struct gptoss_backend *base,
@@ -89,19 +99,31 @@ enum gptoss_status gptoss_cpu_linear_residual(struct gptoss_backend *base,
     return gptoss_cpu_multiply((struct gptoss_cpu_backend *)base, &product, 1);
 }
 
+static enum gptoss_status norm_rows_of(struct gptoss_cpu_backend *backend,
+                                       const struct gptoss_unembed *operation) {
+    int64_t hidden = operation->gain->num_elements;
+    const float *x = gptoss_buffer_floats(operation->x);
+    float *normed = gptoss_buffer_floats(operation->normed);
+    if (operation->rows == NULL)
+        return gptoss_cpu_norm_rows(backend, x + operation->first_row * hidden, normed,
+                                    operation->gain, operation->epsilon, operation->num_rows);
+    for (int64_t i = 0; i < operation->num_rows; ++i)
+        GPTOSS_TRY(gptoss_cpu_norm_rows(backend, x + operation->rows[i] * hidden,
+                                        normed + i * hidden, operation->gain, operation->epsilon,
+                                        1));
+    return GPTOSS_OK;
+}
+
 enum gptoss_status gptoss_cpu_unembed(struct gptoss_backend *base,
                                       const struct gptoss_row_table *table,
                                       const struct gptoss_unembed *operation) {
     (void)table;
     struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
-    const float *x =
-        gptoss_buffer_floats(operation->x) + operation->first_row * operation->gain->num_elements;
-    float *normed = gptoss_buffer_floats(operation->normed);
-    enum gptoss_status status = gptoss_cpu_norm_rows(backend, x, normed, operation->gain,
-                                                     operation->epsilon, operation->num_rows);
-    if (status != GPTOSS_OK || operation->weight == NULL)
-        return status;
+    GPTOSS_TRY(norm_rows_of(backend, operation));
+    if (operation->weight == NULL)
+        return GPTOSS_OK;
     struct gptoss_product product =
-        dense_product(operation->weight, NULL, normed, operation->logits, operation->num_rows);
+        dense_product(operation->weight, NULL, gptoss_buffer_floats(operation->normed),
+                      operation->logits, operation->num_rows);
     return gptoss_cpu_multiply(backend, &product, 1);
 }

@@ -6,13 +6,18 @@
 
 enum { PER_LANE = 8, BLOCK = 32, LANES_PER_BLOCK = 4, ROWS = GPTOSS_PANEL_ROWS };
 
+static float *scale_of(const struct gptoss_panel *panel, int64_t block, int64_t r) {
+    int64_t num_groups = gptoss_num_groups(panel->num_columns, PER_LANE);
+    int64_t group = block / LANES_PER_BLOCK, b = block % LANES_PER_BLOCK;
+    return &panel->scales[(b * num_groups + group) * ROWS + r];
+}
+
 /* One row, number r of the panel. */
 static void expand_row(const struct gptoss_mxfp4_row *row, int64_t r, struct gptoss_panel *panel) {
     int64_t num_groups = gptoss_num_groups(panel->num_columns, PER_LANE);
     for (int64_t block = 0; block < panel->num_columns / BLOCK; ++block) {
         int64_t group = block / LANES_PER_BLOCK, b = block % LANES_PER_BLOCK;
-        panel->scales[(b * num_groups + group) * ROWS + r] =
-            gptoss_float_from_e8m0(row->scales[block * row->scale_step]);
+        *scale_of(panel, block, r) = gptoss_float_from_e8m0(row->scales[block * row->scale_step]);
         for (int64_t k = 0; k < BLOCK; ++k) {
             int64_t lane = b * LANES_PER_BLOCK + k / PER_LANE;
             int64_t i = k % PER_LANE;
@@ -32,11 +37,10 @@ static inline void expand(const struct gptoss_matrix *matrix, enum gptoss_layout
     /* Code 0 is +0; so is scale 0 of what is not there. */
     static const uint8_t zeros[16];
     const struct gptoss_mxfp4_row absent = {zeros, zeros, 0, 0};
-    int64_t num_scales = gptoss_panel_num_scales(panel->num_columns, PER_LANE);
     for (int64_t r = num_rows; r < ROWS; ++r) {
         expand_row(&absent, r, panel);
-        for (int64_t i = r; i < num_scales; i += ROWS)
-            panel->scales[i] = 0.0f;
+        for (int64_t block = 0; block < panel->num_columns / BLOCK; ++block)
+            *scale_of(panel, block, r) = 0.0f;
     }
 }
 

@@ -7,6 +7,8 @@ extern const struct gptoss_kernels gptoss_kernels_scalar;
 #if defined(__x86_64__)
 extern const struct gptoss_kernels gptoss_kernels_scalar_fma, gptoss_kernels_avx2,
     gptoss_kernels_avx512;
+#elif defined(__aarch64__)
+extern const struct gptoss_kernels gptoss_kernels_neon;
 #endif
 
 static const struct {
@@ -20,6 +22,8 @@ static const struct {
     {&gptoss_kernels_avx512, GPTOSS_CPU_AVX | GPTOSS_CPU_FMA | GPTOSS_CPU_F16C | GPTOSS_CPU_AVX2 |
                                  GPTOSS_CPU_AVX512F | GPTOSS_CPU_AVX512BW | GPTOSS_CPU_AVX512DQ |
                                  GPTOSS_CPU_AVX512VL},
+#elif defined(__aarch64__)
+    {&gptoss_kernels_neon, GPTOSS_CPU_ASIMD},
 #endif
 };
 

@@ -1,8 +1,9 @@
 /* The panel product for any vector type; include after the level's simd header, which defines
- * gptoss_vector.
+ * gptoss_vector, UNSCALED_VECTORS and SCALED_VECTORS (vectors of rows in a strip, 2 or 4: as many
+ * as have their sums, scaled ones twice, in registers).
  *
- * out[token][r] = dot(row r of the panel, token's input), rows in the lanes: 2 vectors of rows
- * times 6 tokens advance along one chain as outer products, unscaled p = fma(w, x, p), scaled t =
+ * out[token][r] = dot(row r of the panel, token's input), rows in the lanes: a strip of rows times
+ * 6 tokens advances along one chain as outer products, unscaled p = fma(w, x, p), scaled t =
  * fma(code, x, t) and p = fma(scale, t, p).
  *
  * The chains of a tile are visited in bit-reversed order, 0 8 4 12 2 10 6 14 1 9 ...: whenever both
@@ -16,69 +17,76 @@ enum {
     TOKENS = GPTOSS_TILE_TOKENS,
     TILE_OUT = TOKENS * ROWS
 };
-enum { WIDTH = GPTOSS_VECTOR_LANES, STRIP_ROWS = 2 * WIDTH, SCALED_PER_LANE = 8 };
+enum { WIDTH = GPTOSS_VECTOR_LANES, SCALED_PER_LANE = 8, MAX_VECTORS = 4 };
+
+/* The first vectors of each token are in use. */
+typedef gptoss_vector strip_sums[TOKENS][MAX_VECTORS];
 
 static const uint8_t visited_lane[LANES] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
 
-GPTOSS_INLINE void clear(gptoss_vector sums[TOKENS][2]) {
+GPTOSS_INLINE void clear(strip_sums sums, int num_vectors) {
     for (int token = 0; token < TOKENS; ++token)
-        sums[token][0] = sums[token][1] = gptoss_vector_set(0.0f);
+        for (int v = 0; v < num_vectors; ++v)
+            sums[token][v] = gptoss_vector_set(0.0f);
 }
 
-GPTOSS_INLINE void add_outer_product(const float *values, const float *x,
-                                     gptoss_vector sums[TOKENS][2]) {
-    gptoss_vector low = gptoss_vector_load(values), high = gptoss_vector_load(values + WIDTH);
+GPTOSS_INLINE void add_outer_product(const float *values, const float *x, strip_sums sums,
+                                     int num_vectors) {
+    gptoss_vector weights[MAX_VECTORS];
+    for (int v = 0; v < num_vectors; ++v)
+        weights[v] = gptoss_vector_load(values + v * WIDTH);
     for (int token = 0; token < TOKENS; ++token) {
         gptoss_vector x_token = gptoss_vector_set(x[token]);
-        sums[token][0] = gptoss_vector_fma(low, x_token, sums[token][0]);
-        sums[token][1] = gptoss_vector_fma(high, x_token, sums[token][1]);
+        for (int v = 0; v < num_vectors; ++v)
+            sums[token][v] = gptoss_vector_fma(weights[v], x_token, sums[token][v]);
     }
 }
 
-GPTOSS_INLINE void add_scaled(const float *scales, gptoss_vector t[TOKENS][2],
-                              gptoss_vector p[TOKENS][2]) {
-    gptoss_vector low = gptoss_vector_load(scales), high = gptoss_vector_load(scales + WIDTH);
-    for (int token = 0; token < TOKENS; ++token) {
-        p[token][0] = gptoss_vector_fma(low, t[token][0], p[token][0]);
-        p[token][1] = gptoss_vector_fma(high, t[token][1], p[token][1]);
+GPTOSS_INLINE void add_scaled(const float *scales, strip_sums t, strip_sums p, int num_vectors) {
+    for (int v = 0; v < num_vectors; ++v) {
+        gptoss_vector scale = gptoss_vector_load(scales + v * WIDTH);
+        for (int token = 0; token < TOKENS; ++token)
+            p[token][v] = gptoss_vector_fma(scale, t[token][v], p[token][v]);
     }
 }
 
 /* The sums of one chain; scales NULL: unscaled. */
 GPTOSS_INLINE void sum_chain(const float *values, const float *scales, const float *x,
-                             int64_t length, gptoss_vector p[TOKENS][2]) {
-    clear(p);
+                             int64_t length, strip_sums p, int num_vectors) {
+    clear(p, num_vectors);
     if (scales == NULL) {
         for (; length > 0; --length, values += ROWS, x += TOKENS)
-            add_outer_product(values, x, p);
+            add_outer_product(values, x, p, num_vectors);
         return;
     }
     for (; length > 0; length -= SCALED_PER_LANE, scales += ROWS) {
-        gptoss_vector t[TOKENS][2];
-        clear(t);
+        strip_sums t;
+        clear(t, num_vectors);
         for (int i = 0; i < SCALED_PER_LANE; ++i, values += ROWS, x += TOKENS)
-            add_outer_product(values, x, t);
-        add_scaled(scales, t, p);
+            add_outer_product(values, x, t, num_vectors);
+        add_scaled(scales, t, p, num_vectors);
     }
 }
 
-GPTOSS_INLINE void add_tile(const float *sums, gptoss_vector p[TOKENS][2]) {
+GPTOSS_INLINE void add_tile(const float *sums, strip_sums p, int num_vectors) {
     for (int token = 0; token < TOKENS; ++token)
-        for (int h = 0; h < 2; ++h)
-            p[token][h] =
-                gptoss_vector_add(gptoss_vector_load(sums + token * ROWS + h * WIDTH), p[token][h]);
+        for (int v = 0; v < num_vectors; ++v) {
+            gptoss_vector sum = gptoss_vector_load(sums + token * ROWS + v * WIDTH);
+            p[token][v] = gptoss_vector_add(sum, p[token][v]);
+        }
 }
 
-GPTOSS_INLINE void store_tile(gptoss_vector p[TOKENS][2], float *sums) {
+GPTOSS_INLINE void store_tile(strip_sums p, float *sums, int num_vectors) {
     for (int token = 0; token < TOKENS; ++token)
-        for (int h = 0; h < 2; ++h)
-            gptoss_vector_store(sums + token * ROWS + h * WIDTH, p[token][h]);
+        for (int v = 0; v < num_vectors; ++v)
+            gptoss_vector_store(sums + token * ROWS + v * WIDTH, p[token][v]);
 }
 
 GPTOSS_INLINE void multiply(const struct gptoss_panel *panel, const float *x_tiles,
                             int64_t num_tiles, float *out, float *scratch, bool scaled) {
     int64_t num_groups = gptoss_num_groups(panel->num_columns, panel->per_lane);
     int64_t chain_stride = num_groups * panel->per_lane;
+    const int num_vectors = scaled ? SCALED_VECTORS : UNSCALED_VECTORS;
     for (int visit = 0; visit < LANES; ++visit) {
         int lane = visited_lane[visit];
         const float *values = panel->values + lane * chain_stride * ROWS;
@@ -86,14 +94,15 @@ GPTOSS_INLINE void multiply(const struct gptoss_panel *panel, const float *x_til
             scaled ? panel->scales + lane / GPTOSS_LANES_PER_SCALE * num_groups * ROWS : NULL;
         int64_t length = gptoss_chain_length(panel->num_columns, panel->per_lane, lane);
         for (int64_t tile = 0; tile < num_tiles; ++tile)
-            for (int64_t row = 0; row < ROWS; row += STRIP_ROWS) {
+            for (int64_t row = 0; row < ROWS; row += num_vectors * WIDTH) {
                 const float *x = x_tiles + (tile * LANES + lane) * chain_stride * TOKENS;
-                gptoss_vector p[TOKENS][2];
-                sum_chain(values + row, scaled ? scales + row : NULL, x, length, p);
+                strip_sums p;
+                sum_chain(values + row, scaled ? scales + row : NULL, x, length, p, num_vectors);
                 float *level = scratch + tile * TILE_OUT;
                 for (int carry = visit; carry & 1; carry >>= 1, level += num_tiles * TILE_OUT)
-                    add_tile(level + row, p);
-                store_tile(p, (visit < LANES - 1 ? level : out + tile * TILE_OUT) + row);
+                    add_tile(level + row, p, num_vectors);
+                store_tile(p, (visit < LANES - 1 ? level : out + tile * TILE_OUT) + row,
+                           num_vectors);
             }
     }
 }

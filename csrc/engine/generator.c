@@ -1,36 +1,15 @@
-/* One sequence: tokens, cache, logits, taps. A call works in blocks of rows; a block counts only
- * once it is complete, so an interruption or an error leaves the generator after its last complete
- * block. */
+/* One sequence: tokens, cache, logits, taps. Its life, what it holds, and going back. */
+#include "engine/generator.h"
+
 #include <inttypes.h>
-#include <math.h>
 #include <string.h>
 
-#include "engine/model.h"
-#include "engine/taps.h"
 #include "platform/allocator.h"
 #include "status.h"
 
 #define DEFAULT_BLOCK_SIZE 512
 #define MAX_BLOCK_SIZE 65536
 #define MAX_CONTEXT INT32_MAX
-/* Rows a sliding layer keeps beyond its window, so that short rewinds cost nothing. */
-#define KEPT_BEHIND_WINDOW 512
-/* Rows by which the kept part may lag, so that pages are not given back at every step. */
-#define DISCARD_STEP 64
-
-struct gptoss_generator {
-    atomic_int references;
-    struct gptoss_model *model; /* retained */
-    struct gptoss_cache *cache;
-    int64_t max_context, position, token_capacity;
-    enum gptoss_dtype kv_dtype;
-    int32_t block_size;
-    int32_t *tokens;         /* [position] */
-    struct gptoss_row *rows; /* [block_size], the table of the current block */
-    float *logits;           /* [vocab_size] */
-    bool has_logits;
-    struct gptoss_capture capture;
-};
 
 /* ---- life ---- */
 
@@ -123,6 +102,7 @@ void gptoss_generator_release(struct gptoss_generator *generator) {
     if (generator == NULL ||
         atomic_fetch_sub_explicit(&generator->references, 1, memory_order_acq_rel) != 1)
         return;
+    gptoss_generator_free_ahead(generator);
     gptoss_capture_drop(&generator->capture);
     gptoss_free(generator->capture.mask);
     gptoss_free(generator->capture.data);
@@ -200,6 +180,7 @@ void gptoss_generator_memory(const struct gptoss_generator *generator, uint64_t 
 enum gptoss_status gptoss_generator_capture(struct gptoss_generator *generator, const uint8_t *mask,
                                             struct gptoss_error *error) {
     (void)error;
+    gptoss_generator_drop_ahead(generator);
     gptoss_capture_drop(&generator->capture);
     for (size_t tap = 0; tap < generator->capture.num_taps; ++tap)
         generator->capture.mask[tap] = mask != NULL && mask[tap] != 0;
@@ -215,177 +196,6 @@ void *gptoss_generator_take_tap(struct gptoss_generator *generator, size_t tap, 
     if (data != NULL)
         *rows_out = generator->capture.num_rows;
     return data;
-}
-
-/* ---- feeding tokens ---- */
-
-static enum gptoss_status check_tokens(const struct gptoss_generator *generator,
-                                       const int32_t *tokens, size_t num_tokens,
-                                       struct gptoss_error *error) {
-    int32_t vocab_size = generator->model->config->vocab_size;
-    if (num_tokens == 0)
-        return gptoss_error_set(error, GPTOSS_ERROR_ARGUMENT, "there are no tokens to feed");
-    uint64_t room = (uint64_t)(generator->max_context - generator->position);
-    if (num_tokens > room) {
-        gptoss_error_set(error, GPTOSS_ERROR_CONTEXT,
-                         "the context is full: %" PRId64
-                         " tokens and %zu more do not fit in max_context=%" PRId64,
-                         generator->position, num_tokens, generator->max_context);
-        if (error != NULL) {
-            error->limit = generator->max_context;
-            error->requested =
-                num_tokens > INT64_MAX / 2 ? INT64_MAX : generator->position + (int64_t)num_tokens;
-        }
-        return GPTOSS_ERROR_CONTEXT;
-    }
-    for (size_t i = 0; i < num_tokens; ++i) {
-        if (tokens[i] >= 0 && tokens[i] < vocab_size)
-            continue;
-        gptoss_error_set(error, GPTOSS_ERROR_ARGUMENT,
-                         "token %" PRId32 " (number %zu) is outside the vocabulary of %" PRId32,
-                         tokens[i], i, vocab_size);
-        gptoss_error_expected(error, "0 .. %" PRId32, vocab_size - 1);
-        gptoss_error_found(error, "%" PRId32, tokens[i]);
-        return GPTOSS_ERROR_ARGUMENT;
-    }
-    return GPTOSS_OK;
-}
-
-static enum gptoss_status reserve_tokens(struct gptoss_generator *generator, int64_t num_tokens,
-                                         struct gptoss_error *error) {
-    if (num_tokens <= generator->token_capacity)
-        return GPTOSS_OK;
-    int64_t capacity = generator->token_capacity * 2;
-    if (capacity < num_tokens)
-        capacity = num_tokens;
-    if (capacity < 256)
-        capacity = 256;
-    int32_t *tokens = gptoss_allocate((size_t)capacity, sizeof *tokens);
-    if (tokens == NULL)
-        return gptoss_error_memory(error, (uint64_t)capacity * sizeof *tokens, "tokens");
-    if (generator->position > 0)
-        memcpy(tokens, generator->tokens, (size_t)generator->position * sizeof *tokens);
-    gptoss_free(generator->tokens);
-    generator->tokens = tokens;
-    generator->token_capacity = capacity;
-    return GPTOSS_OK;
-}
-
-static void fill_rows(struct gptoss_generator *generator, const int32_t *tokens,
-                      int64_t first_position, int64_t num_rows) {
-    for (int64_t i = 0; i < num_rows; ++i)
-        generator->rows[i] =
-            (struct gptoss_row){.token = tokens[i], .position = first_position + i};
-}
-
-/* Rows before this one are not kept in a sliding layer. */
-static int64_t first_kept(const struct gptoss_generator *generator, int32_t layer,
-                          int64_t position) {
-    const struct gptoss_config *config = generator->model->config;
-    int64_t first = layer_view(generator, layer).first_position;
-    if (!config->layer_is_sliding[layer])
-        return first;
-    int64_t bound = position - config->sliding_window - KEPT_BEHIND_WINDOW;
-    return bound - first >= DISCARD_STEP ? bound : first;
-}
-
-/* The rows up to position are complete. */
-static void commit(struct gptoss_generator *generator, int64_t position) {
-    const struct gptoss_backend_operations *operations = generator->model->backend->operations;
-    for (int32_t layer = 0; layer < generator->model->config->num_layers; ++layer)
-        operations->cache_hold(generator->cache, layer, first_kept(generator, layer, position),
-                               position);
-    generator->position = position;
-}
-
-static enum gptoss_status check_logits(const struct gptoss_generator *generator,
-                                       const float *logits, int64_t num_rows,
-                                       struct gptoss_error *error) {
-    int64_t vocab_size = generator->model->config->vocab_size;
-    for (int64_t i = 0; i < num_rows * vocab_size; ++i) {
-        if (!isnan(logits[i]))
-            continue;
-        return gptoss_error_set(
-            error, GPTOSS_ERROR_NUMERIC,
-            "the logits are NaN (token %" PRId64 " of the vocabulary); a weight is damaged or the "
-            "activations left the range of float32: open the model with verify=True to check it",
-            i % vocab_size);
-    }
-    return GPTOSS_OK;
-}
-
-/* One block of a prefill. The last block of a call leaves logits; with all_logits, every block
- * leaves its rows'. */
-static enum gptoss_status feed_block(struct gptoss_generator *generator, const int32_t *tokens,
-                                     int64_t num_rows, bool last, float *all_logits,
-                                     const struct gptoss_pass *progress,
-                                     struct gptoss_error *error) {
-    int64_t vocab_size = generator->model->config->vocab_size;
-    fill_rows(generator, tokens, generator->position, num_rows);
-    struct gptoss_pass pass = *progress;
-    pass.rows = generator->rows;
-    pass.num_rows = num_rows;
-    pass.caches = &generator->cache;
-    pass.capture = &generator->capture;
-    if (all_logits != NULL) {
-        pass.num_logits_rows = num_rows;
-        pass.logits_out = all_logits;
-    } else if (last) {
-        generator->has_logits = false;
-        pass.first_logits_row = num_rows - 1;
-        pass.num_logits_rows = 1;
-        pass.logits_out = generator->logits;
-    }
-    enum gptoss_status status = gptoss_gpt_oss_forward(generator->model, &pass, error);
-    if (status == GPTOSS_OK)
-        status = check_logits(generator, pass.logits_out, pass.num_logits_rows, error);
-    if (status != GPTOSS_OK)
-        return status;
-    memcpy(generator->tokens + generator->position, tokens, (size_t)num_rows * sizeof *tokens);
-    generator->capture.num_rows += num_rows;
-    commit(generator, generator->position + num_rows);
-    generator->has_logits = last;
-    if (all_logits != NULL && last)
-        memcpy(generator->logits, all_logits + (num_rows - 1) * vocab_size,
-               (size_t)vocab_size * sizeof *all_logits);
-    return GPTOSS_OK;
-}
-
-enum gptoss_status gptoss_generator_prefill(struct gptoss_generator *generator,
-                                            const int32_t *tokens, size_t num_tokens,
-                                            float *all_logits_out, gptoss_poll_fn poll, void *user,
-                                            struct gptoss_error *error) {
-    struct gptoss_backend *backend = generator->model->backend;
-    enum gptoss_status status = check_tokens(generator, tokens, num_tokens, error);
-    if (status == GPTOSS_OK)
-        status = reserve_tokens(generator, generator->position + (int64_t)num_tokens, error);
-    if (status == GPTOSS_OK)
-        status = gptoss_capture_begin(&generator->capture, generator->model->config,
-                                      (int64_t)num_tokens, error);
-    if (status != GPTOSS_OK)
-        return status;
-    status = backend->operations->begin(backend, poll, user, error);
-    if (status != GPTOSS_OK)
-        return status;
-    int64_t total = (int64_t)num_tokens, vocab_size = generator->model->config->vocab_size;
-    for (int64_t done = 0; done < total && status == GPTOSS_OK;) {
-        int64_t num_rows =
-            total - done < generator->block_size ? total - done : generator->block_size;
-        struct gptoss_pass progress = {.progress_done = (uint64_t)done,
-                                       .progress_total = (uint64_t)total};
-        status = feed_block(generator, tokens + done, num_rows, done + num_rows == total,
-                            all_logits_out != NULL ? all_logits_out + done * vocab_size : NULL,
-                            &progress, error);
-        done += num_rows;
-        if (status == GPTOSS_OK &&
-            backend->operations->poll(backend, (uint64_t)done, (uint64_t)total))
-            status = gptoss_error_set(error, GPTOSS_ERROR_INTERRUPTED,
-                                      "interrupted after %" PRId64 " of %" PRId64 " tokens", done,
-                                      total);
-    }
-    enum gptoss_status end_status =
-        backend->operations->end(backend, status == GPTOSS_OK ? error : NULL);
-    return status != GPTOSS_OK ? status : end_status;
 }
 
 /* ---- going back ---- */
@@ -430,11 +240,12 @@ static enum gptoss_status replay(struct gptoss_generator *generator, int64_t sta
     for (int64_t at = start; at < position && status == GPTOSS_OK;) {
         int64_t num_rows =
             position - at < generator->block_size ? position - at : generator->block_size;
-        fill_rows(generator, generator->tokens + at, at, num_rows);
+        gptoss_fill_rows(generator->rows, 0, generator->tokens + at, at, num_rows);
         struct gptoss_pass pass = {
             .rows = generator->rows,
             .num_rows = num_rows,
             .caches = &generator->cache,
+            .num_slots = 1,
             .progress_done = (uint64_t)(at - start),
             .progress_total = (uint64_t)(position - start),
         };
@@ -463,6 +274,7 @@ enum gptoss_status gptoss_generator_rewind(struct gptoss_generator *generator, i
     }
     if (position == generator->position)
         return GPTOSS_OK;
+    gptoss_generator_drop_ahead(generator);
     const struct gptoss_config *config = generator->model->config;
     const struct gptoss_backend_operations *operations = generator->model->backend->operations;
     if (!rows_are_held(generator, position)) {
@@ -483,13 +295,14 @@ enum gptoss_status gptoss_generator_rewind(struct gptoss_generator *generator, i
                 operations->cache_hold(generator->cache, layer, first, view.end_position);
         }
     }
-    commit(generator, position);
+    gptoss_generator_commit(generator, position);
     generator->has_logits = false;
     gptoss_capture_drop(&generator->capture);
     return GPTOSS_OK;
 }
 
 void gptoss_generator_reset(struct gptoss_generator *generator) {
+    gptoss_generator_drop_ahead(generator);
     const struct gptoss_backend_operations *operations = generator->model->backend->operations;
     for (int32_t layer = 0; layer < generator->model->config->num_layers; ++layer)
         operations->cache_hold(generator->cache, layer, 0, 0);
@@ -511,7 +324,7 @@ enum gptoss_status gptoss_generator_fork(const struct gptoss_generator *generato
     enum gptoss_status status = gptoss_generator_create(generator->model, &options, &fork, error);
     if (status != GPTOSS_OK)
         return status;
-    status = reserve_tokens(fork, generator->position, error);
+    status = gptoss_generator_reserve_tokens(fork, generator->position, error);
     if (status != GPTOSS_OK) {
         gptoss_generator_release(fork);
         return status;

@@ -79,16 +79,30 @@ static enum gptoss_status workspace_reserve(struct gptoss_model *model, int64_t 
 
 /* ---- taps ---- */
 
+/* Whether any slot's generator keeps a tap. */
+static bool is_wanted(const struct gptoss_pass *pass, size_t index) {
+    for (int32_t slot = 0; pass->captures != NULL && slot < pass->num_slots; ++slot)
+        if (gptoss_capture_wants(pass->captures[slot], index))
+            return true;
+    return false;
+}
+
 static void keep_index(struct gptoss_model *model, const struct gptoss_pass *pass, size_t index,
                        struct gptoss_buffer *buffer) {
-    void *to =
-        pass->capture != NULL ? gptoss_capture_rows(pass->capture, model->config, index) : NULL;
-    if (to == NULL)
+    if (!is_wanted(pass, index))
         return;
     struct gptoss_tap tap;
     gptoss_tap_describe(model->config, index, &tap);
-    const void *from = model->backend->operations->buffer_read(model->backend, buffer);
-    memcpy(to, from, (uint64_t)pass->num_rows * gptoss_tap_row_bytes(&tap));
+    uint64_t row_bytes = gptoss_tap_row_bytes(&tap);
+    const uint8_t *from = model->backend->operations->buffer_read(model->backend, buffer);
+    for (int64_t row = 0, end; row < pass->num_rows; row = end) {
+        int32_t slot = pass->rows[row].slot;
+        for (end = row + 1; end < pass->num_rows && pass->rows[end].slot == slot;)
+            ++end;
+        void *to = gptoss_capture_rows(pass->captures[slot], model->config, index);
+        if (to != NULL)
+            memcpy(to, from + (uint64_t)row * row_bytes, (uint64_t)(end - row) * row_bytes);
+    }
 }
 
 static void keep(struct gptoss_model *model, const struct gptoss_pass *pass, int32_t layer,
@@ -146,8 +160,7 @@ static enum gptoss_status attend(struct gptoss_model *model, const struct gptoss
     struct gptoss_backend *backend = model->backend;
     const struct gptoss_backend_operations *run = backend->operations;
 
-    bool sink_mass =
-        gptoss_capture_wants(pass->capture, gptoss_layer_tap_index(index, GPTOSS_TAP_SINK_MASS));
+    bool sink_mass = is_wanted(pass, gptoss_layer_tap_index(index, GPTOSS_TAP_SINK_MASS));
     GPTOSS_TRY(
         run->attention(backend, table,
                        &(struct gptoss_attention){
@@ -209,7 +222,9 @@ static enum gptoss_status mix_experts(struct gptoss_model *model, const struct g
                                        .experts = work->experts,
                                        .num_chosen = config->experts_per_token,
                                        .weight = &layer->gate_up,
+                                       .up = layer->up.data != NULL ? &layer->up : NULL,
                                        .bias = &layer->gate_up_bias,
+                                       .up_bias = &layer->up_bias,
                                        .limit = config->swiglu_limit,
                                        .alpha = config->swiglu_alpha,
                                        .out = work->activated,
@@ -243,12 +258,13 @@ static enum gptoss_status unembed(struct gptoss_model *model, const struct gptos
         .epsilon = model->config->rms_norm_eps,
     };
     size_t tap = gptoss_final_norm_tap(model->config);
-    if (gptoss_capture_wants(pass->capture, tap)) {
+    if (is_wanted(pass, tap)) {
         GPTOSS_TRY(model->backend->operations->unembed(model->backend, table, &operation));
         keep_index(model, pass, tap, work->normed);
     }
     if (pass->num_logits_rows == 0)
         return GPTOSS_OK;
+    operation.rows = pass->logits_rows;
     operation.first_row = pass->first_logits_row;
     operation.num_rows = pass->num_logits_rows;
     operation.weight = &model->weights.unembedding;

@@ -11,6 +11,10 @@ struct gptoss_gpt_oss_layer {
     struct gptoss_weight query, key, value, output;
     struct gptoss_vector mlp_norm, router_bias, gate_up_bias, down_bias;
     struct gptoss_weight router, gate_up, down;
+    /* GGUF: gate_up is the gate alone and this is up; else without data, and rows of gate and up
+     * take turns in gate_up. */
+    struct gptoss_weight up;
+    struct gptoss_vector up_bias;
 };
 
 struct gptoss_gpt_oss {
@@ -19,8 +23,8 @@ struct gptoss_gpt_oss {
     struct gptoss_gpt_oss_layer *layers; /* [num_layers]; owned */
 };
 
-/* Finds every tensor, in the Hugging Face or the original layout, and checks its dtype and shape.
- */
+/* Finds every tensor, in the Hugging Face or the original layout or under llama.cpp's names, and
+ * checks its dtype and shape. */
 enum gptoss_status gptoss_gpt_oss_bind(const struct gptoss_checkpoint *checkpoint,
                                        struct gptoss_gpt_oss *weights_out,
                                        struct gptoss_error *error);
@@ -49,10 +53,12 @@ struct gptoss_model;
 struct gptoss_pass {
     const struct gptoss_row *rows;
     int64_t num_rows;
-    struct gptoss_cache *const *caches;
+    int32_t num_slots;
+    struct gptoss_cache *const *caches;     /* [num_slots] */
+    struct gptoss_capture *const *captures; /* [num_slots]; NULL: no taps */
+    const int64_t *logits_rows;             /* [num_logits_rows]; NULL: first_logits_row and on */
     int64_t first_logits_row, num_logits_rows; /* 0 rows: none */
     float *logits_out;                         /* [num_logits_rows][vocab_size] */
-    struct gptoss_capture *capture;            /* NULL: no taps */
     uint64_t progress_done, progress_total;    /* rows before this pass and in the whole work */
 };
 enum gptoss_status gptoss_gpt_oss_forward(struct gptoss_model *model,

@@ -1,5 +1,5 @@
-/* Where the weights of gpt-oss are in a checkpoint, in the Hugging Face layout and in openai's
- * original one. */
+/* Where the weights of gpt-oss are in a checkpoint: in the Hugging Face layout, in openai's
+ * original one, and in a GGUF file of llama.cpp. */
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,19 +11,26 @@
 #include "status.h"
 
 #define FLOAT_DTYPES (1u << GPTOSS_DTYPE_F32 | 1u << GPTOSS_DTYPE_F16 | 1u << GPTOSS_DTYPE_BF16)
+#define BLOCK_DTYPES (1u << GPTOSS_DTYPE_Q8_0 | 1u << GPTOSS_DTYPE_MXFP4_GGUF)
+
+enum naming { HUGGING_FACE, ORIGINAL, GGUF };
 
 struct binder {
     const struct gptoss_checkpoint *checkpoint;
     const struct gptoss_config *config;
-    bool original; /* openai's names */
+    enum naming naming;
     int32_t layer;
     struct gptoss_error *error;
     char name[128]; /* of the tensor last spoken of */
 };
 
-/* Both spellings of a name; "%d" stands for the layer. */
-static const char *spell(struct binder *binder, const char *hugging_face, const char *original) {
-    const char *format = binder->original ? original : hugging_face, *number = strstr(format, "%d");
+/* All spellings of a name; "%d" stands for the layer. */
+static const char *spell(struct binder *binder, const char *hugging_face, const char *original,
+                         const char *gguf) {
+    const char *format = binder->naming == HUGGING_FACE ? hugging_face
+                         : binder->naming == ORIGINAL   ? original
+                                                        : gguf;
+    const char *number = strstr(format, "%d");
     if (number == NULL)
         snprintf(binder->name, sizeof binder->name, "%s", format);
     else
@@ -38,21 +45,28 @@ static enum gptoss_status find(struct binder *binder, uint32_t dtypes, int32_t n
                                      tensor_out, binder->error);
 }
 
-static enum gptoss_status bind_vector(struct binder *binder, int64_t num_vectors,
-                                      int64_t num_elements, struct gptoss_vector *out) {
+static enum gptoss_status bind_vector_of(struct binder *binder, uint32_t dtypes,
+                                         int64_t num_vectors, int64_t num_elements,
+                                         struct gptoss_vector *out) {
     const struct gptoss_tensor *tensor;
     int64_t shape[2] = {num_vectors, num_elements};
     bool single = num_vectors == 0;
-    GPTOSS_TRY(find(binder, FLOAT_DTYPES, single ? 1 : 2, single ? shape + 1 : shape, &tensor));
+    GPTOSS_TRY(find(binder, dtypes, single ? 1 : 2, single ? shape + 1 : shape, &tensor));
     *out =
         (struct gptoss_vector){tensor->dtype, single ? 1 : num_vectors, num_elements, tensor->data};
     return GPTOSS_OK;
 }
 
+static enum gptoss_status bind_vector(struct binder *binder, int64_t num_vectors,
+                                      int64_t num_elements, struct gptoss_vector *out) {
+    return bind_vector_of(binder, FLOAT_DTYPES, num_vectors, num_elements, out);
+}
+
 static enum gptoss_status bind_matrix(struct binder *binder, int64_t num_rows, int64_t num_columns,
                                       struct gptoss_weight *out) {
     const struct gptoss_tensor *tensor;
-    GPTOSS_TRY(find(binder, FLOAT_DTYPES, 2, (int64_t[]){num_rows, num_columns}, &tensor));
+    uint32_t dtypes = binder->naming == GGUF ? FLOAT_DTYPES | BLOCK_DTYPES : FLOAT_DTYPES;
+    GPTOSS_TRY(find(binder, dtypes, 2, (int64_t[]){num_rows, num_columns}, &tensor));
     *out = (struct gptoss_weight){.dtype = tensor->dtype,
                                   .num_matrices = 1,
                                   .num_rows = num_rows,
@@ -68,7 +82,7 @@ static enum gptoss_status bind_mxfp4(struct binder *binder, const char *blocks,
                                      const char *scales_original, int64_t num_rows,
                                      int64_t num_columns, struct gptoss_weight *out) {
     int64_t num_experts = binder->config->num_experts;
-    spell(binder, blocks, blocks_original);
+    spell(binder, blocks, blocks_original, "");
     if (num_columns % 32 != 0) {
         gptoss_error_set(
             binder->error, GPTOSS_ERROR_FORMAT,
@@ -83,7 +97,7 @@ static enum gptoss_status bind_mxfp4(struct binder *binder, const char *blocks,
     const struct gptoss_tensor *codes, *exponents;
     const int64_t shape[4] = {num_experts, num_rows, num_columns / 32, 16};
     GPTOSS_TRY(find(binder, 1u << GPTOSS_DTYPE_U8, 4, shape, &codes));
-    spell(binder, scales, scales_original);
+    spell(binder, scales, scales_original, "");
     GPTOSS_TRY(find(binder, 1u << GPTOSS_DTYPE_U8, 3, shape, &exponents));
     *out = (struct gptoss_weight){
         .dtype = GPTOSS_DTYPE_MXFP4,
@@ -98,16 +112,17 @@ static enum gptoss_status bind_mxfp4(struct binder *binder, const char *blocks,
     return GPTOSS_OK;
 }
 
-/* Unquantised: Hugging Face stores [experts][inputs][outputs], the original layout
+/* One tensor for all experts. Hugging Face stores [experts][inputs][outputs], the others
  * [experts][outputs][inputs]. */
-static enum gptoss_status bind_plain_experts(struct binder *binder, int64_t num_rows,
-                                             int64_t num_columns, struct gptoss_weight *out) {
+static enum gptoss_status bind_whole_experts(struct binder *binder, uint32_t dtypes,
+                                             int64_t num_rows, int64_t num_columns,
+                                             struct gptoss_weight *out) {
     int64_t num_experts = binder->config->num_experts;
-    bool transposed = !binder->original;
+    bool transposed = binder->naming == HUGGING_FACE;
     const int64_t shape[3] = {num_experts, transposed ? num_columns : num_rows,
                               transposed ? num_rows : num_columns};
     const struct gptoss_tensor *tensor;
-    GPTOSS_TRY(find(binder, FLOAT_DTYPES, 3, shape, &tensor));
+    GPTOSS_TRY(find(binder, dtypes, 3, shape, &tensor));
     *out = (struct gptoss_weight){
         .dtype = tensor->dtype,
         .transposed = transposed,
@@ -115,20 +130,44 @@ static enum gptoss_status bind_plain_experts(struct binder *binder, int64_t num_
         .num_rows = num_rows,
         .num_columns = num_columns,
         .data = tensor->data,
-        .matrix_bytes =
-            (uint64_t)num_rows * (uint64_t)num_columns * gptoss_dtype_bytes(tensor->dtype),
+        .matrix_bytes = tensor->num_bytes / (uint64_t)num_experts,
     };
     return GPTOSS_OK;
+}
+
+/* Gate and up apart, in one format, as the operation demands that multiplies both. */
+static enum gptoss_status bind_gguf_experts(struct binder *binder,
+                                            struct gptoss_gpt_oss_layer *layer) {
+    const struct gptoss_config *config = binder->config;
+    int64_t hidden = config->hidden_size, intermediate = config->intermediate_size;
+    uint32_t dtypes = FLOAT_DTYPES | BLOCK_DTYPES;
+    spell(binder, "", "", "blk.%d.ffn_gate_exps.weight");
+    GPTOSS_TRY(bind_whole_experts(binder, dtypes, intermediate, hidden, &layer->gate_up));
+    spell(binder, "", "", "blk.%d.ffn_up_exps.weight");
+    GPTOSS_TRY(
+        bind_whole_experts(binder, 1u << layer->gate_up.dtype, intermediate, hidden, &layer->up));
+    spell(binder, "", "", "blk.%d.ffn_down_exps.weight");
+    GPTOSS_TRY(bind_whole_experts(binder, dtypes, hidden, intermediate, &layer->down));
+    spell(binder, "", "", "blk.%d.ffn_gate_exps.bias");
+    GPTOSS_TRY(bind_vector(binder, config->num_experts, intermediate, &layer->gate_up_bias));
+    spell(binder, "", "", "blk.%d.ffn_up_exps.bias");
+    GPTOSS_TRY(bind_vector_of(binder, 1u << layer->gate_up_bias.dtype, config->num_experts,
+                              intermediate, &layer->up_bias));
+    spell(binder, "", "", "blk.%d.ffn_down_exps.bias");
+    return bind_vector(binder, config->num_experts, hidden, &layer->down_bias);
 }
 
 static enum gptoss_status bind_experts(struct binder *binder, struct gptoss_gpt_oss_layer *layer) {
     const struct gptoss_config *config = binder->config;
     int64_t hidden = config->hidden_size, intermediate = config->intermediate_size;
-    spell(binder, "model.layers.%d.mlp.experts.gate_up_proj", "block.%d.mlp.mlp1_weight");
+    if (binder->naming == GGUF)
+        return bind_gguf_experts(binder, layer);
+    spell(binder, "model.layers.%d.mlp.experts.gate_up_proj", "block.%d.mlp.mlp1_weight", "");
     if (gptoss_checkpoint_find(binder->checkpoint, binder->name) != NULL) {
-        GPTOSS_TRY(bind_plain_experts(binder, 2 * intermediate, hidden, &layer->gate_up));
-        spell(binder, "model.layers.%d.mlp.experts.down_proj", "block.%d.mlp.mlp2_weight");
-        GPTOSS_TRY(bind_plain_experts(binder, hidden, intermediate, &layer->down));
+        GPTOSS_TRY(
+            bind_whole_experts(binder, FLOAT_DTYPES, 2 * intermediate, hidden, &layer->gate_up));
+        spell(binder, "model.layers.%d.mlp.experts.down_proj", "block.%d.mlp.mlp2_weight", "");
+        GPTOSS_TRY(bind_whole_experts(binder, FLOAT_DTYPES, hidden, intermediate, &layer->down));
     } else {
         GPTOSS_TRY(bind_mxfp4(
             binder, "model.layers.%d.mlp.experts.gate_up_proj_blocks",
@@ -139,9 +178,9 @@ static enum gptoss_status bind_experts(struct binder *binder, struct gptoss_gpt_
             "block.%d.mlp.mlp2_weight.blocks", "model.layers.%d.mlp.experts.down_proj_scales",
             "block.%d.mlp.mlp2_weight.scales", hidden, intermediate, &layer->down));
     }
-    spell(binder, "model.layers.%d.mlp.experts.gate_up_proj_bias", "block.%d.mlp.mlp1_bias");
+    spell(binder, "model.layers.%d.mlp.experts.gate_up_proj_bias", "block.%d.mlp.mlp1_bias", "");
     GPTOSS_TRY(bind_vector(binder, config->num_experts, 2 * intermediate, &layer->gate_up_bias));
-    spell(binder, "model.layers.%d.mlp.experts.down_proj_bias", "block.%d.mlp.mlp2_bias");
+    spell(binder, "model.layers.%d.mlp.experts.down_proj_bias", "block.%d.mlp.mlp2_bias", "");
     return bind_vector(binder, config->num_experts, hidden, &layer->down_bias);
 }
 
@@ -161,21 +200,24 @@ static void slice_rows(const struct gptoss_weight *weight, const struct gptoss_v
 }
 
 static enum gptoss_status bind_projection(struct binder *binder, const char *which,
-                                          const char *original, int64_t num_rows,
+                                          const char *original, const char *gguf, int64_t num_rows,
                                           int64_t num_columns, struct gptoss_weight *weight,
                                           struct gptoss_vector *bias) {
-    char hugging_face[64], fused[64];
-    snprintf(hugging_face, sizeof hugging_face, "model.layers.%%d.self_attn.%s.weight", which);
-    snprintf(fused, sizeof fused, "block.%%d.attn.%s.weight", original);
-    spell(binder, hugging_face, fused);
-    GPTOSS_TRY(bind_matrix(binder, num_rows, num_columns, weight));
-    *bias = (struct gptoss_vector){.num_vectors = 1, .num_elements = num_rows};
-    if (!binder->config->attention_bias)
-        return GPTOSS_OK;
-    snprintf(hugging_face, sizeof hugging_face, "model.layers.%%d.self_attn.%s.bias", which);
-    snprintf(fused, sizeof fused, "block.%%d.attn.%s.bias", original);
-    spell(binder, hugging_face, fused);
-    return bind_vector(binder, 0, num_rows, bias);
+    static const char *const endings[2] = {"weight", "bias"};
+    char spellings[3][64];
+    for (int i = 0; i < 2; ++i) {
+        if (i == 1 && !binder->config->attention_bias) {
+            *bias = (struct gptoss_vector){.num_vectors = 1, .num_elements = num_rows};
+            break;
+        }
+        snprintf(spellings[0], 64, "model.layers.%%d.self_attn.%s.%s", which, endings[i]);
+        snprintf(spellings[1], 64, "block.%%d.attn.%s.%s", original, endings[i]);
+        snprintf(spellings[2], 64, "blk.%%d.attn_%s.%s", gguf, endings[i]);
+        spell(binder, spellings[0], spellings[1], spellings[2]);
+        GPTOSS_TRY(i == 0 ? bind_matrix(binder, num_rows, num_columns, weight)
+                          : bind_vector(binder, 0, num_rows, bias));
+    }
+    return GPTOSS_OK;
 }
 
 static enum gptoss_status bind_attention(struct binder *binder,
@@ -184,50 +226,55 @@ static enum gptoss_status bind_attention(struct binder *binder,
     int64_t hidden = config->hidden_size;
     int64_t query_size = (int64_t)config->num_heads * config->head_dim;
     int64_t key_size = (int64_t)config->num_kv_heads * config->head_dim;
-    spell(binder, "model.layers.%d.input_layernorm.weight", "block.%d.attn.norm.scale");
+    spell(binder, "model.layers.%d.input_layernorm.weight", "block.%d.attn.norm.scale",
+          "blk.%d.attn_norm.weight");
     GPTOSS_TRY(bind_vector(binder, 0, hidden, &layer->attention_norm));
-    if (binder->original) {
+    if (binder->naming == ORIGINAL) {
         struct gptoss_weight fused;
         struct gptoss_vector bias;
-        GPTOSS_TRY(
-            bind_projection(binder, "", "qkv", query_size + 2 * key_size, hidden, &fused, &bias));
+        GPTOSS_TRY(bind_projection(binder, "", "qkv", "", query_size + 2 * key_size, hidden, &fused,
+                                   &bias));
         slice_rows(&fused, &bias, 0, query_size, &layer->query, &layer->query_bias);
         slice_rows(&fused, &bias, query_size, key_size, &layer->key, &layer->key_bias);
         slice_rows(&fused, &bias, query_size + key_size, key_size, &layer->value,
                    &layer->value_bias);
     } else {
-        GPTOSS_TRY(bind_projection(binder, "q_proj", "", query_size, hidden, &layer->query,
+        GPTOSS_TRY(bind_projection(binder, "q_proj", "", "q", query_size, hidden, &layer->query,
                                    &layer->query_bias));
-        GPTOSS_TRY(
-            bind_projection(binder, "k_proj", "", key_size, hidden, &layer->key, &layer->key_bias));
-        GPTOSS_TRY(bind_projection(binder, "v_proj", "", key_size, hidden, &layer->value,
+        GPTOSS_TRY(bind_projection(binder, "k_proj", "", "k", key_size, hidden, &layer->key,
+                                   &layer->key_bias));
+        GPTOSS_TRY(bind_projection(binder, "v_proj", "", "v", key_size, hidden, &layer->value,
                                    &layer->value_bias));
     }
-    GPTOSS_TRY(bind_projection(binder, "o_proj", "out", hidden, query_size, &layer->output,
-                               &layer->output_bias));
-    spell(binder, "model.layers.%d.self_attn.sinks", "block.%d.attn.sinks");
+    GPTOSS_TRY(bind_projection(binder, "o_proj", "out", "output", hidden, query_size,
+                               &layer->output, &layer->output_bias));
+    spell(binder, "model.layers.%d.self_attn.sinks", "block.%d.attn.sinks",
+          "blk.%d.attn_sinks.weight");
     return bind_vector(binder, 0, config->num_heads, &layer->sinks);
 }
 
 static enum gptoss_status bind_layer(struct binder *binder, struct gptoss_gpt_oss_layer *layer) {
     const struct gptoss_config *config = binder->config;
     GPTOSS_TRY(bind_attention(binder, layer));
-    spell(binder, "model.layers.%d.post_attention_layernorm.weight", "block.%d.mlp.norm.scale");
+    spell(binder, "model.layers.%d.post_attention_layernorm.weight", "block.%d.mlp.norm.scale",
+          "blk.%d.post_attention_norm.weight");
     GPTOSS_TRY(bind_vector(binder, 0, config->hidden_size, &layer->mlp_norm));
-    spell(binder, "model.layers.%d.mlp.router.weight", "block.%d.mlp.gate.weight");
+    spell(binder, "model.layers.%d.mlp.router.weight", "block.%d.mlp.gate.weight",
+          "blk.%d.ffn_gate_inp.weight");
     GPTOSS_TRY(bind_matrix(binder, config->num_experts, config->hidden_size, &layer->router));
-    spell(binder, "model.layers.%d.mlp.router.bias", "block.%d.mlp.gate.bias");
+    spell(binder, "model.layers.%d.mlp.router.bias", "block.%d.mlp.gate.bias",
+          "blk.%d.ffn_gate_inp.bias");
     GPTOSS_TRY(bind_vector(binder, 0, config->num_experts, &layer->router_bias));
     return bind_experts(binder, layer);
 }
 
 static enum gptoss_status bind_all(struct binder *binder, struct gptoss_gpt_oss *weights) {
     const struct gptoss_config *config = binder->config;
-    spell(binder, "model.embed_tokens.weight", "embedding.weight");
+    spell(binder, "model.embed_tokens.weight", "embedding.weight", "token_embd.weight");
     GPTOSS_TRY(bind_matrix(binder, config->vocab_size, config->hidden_size, &weights->embedding));
-    spell(binder, "model.norm.weight", "norm.scale");
+    spell(binder, "model.norm.weight", "norm.scale", "output_norm.weight");
     GPTOSS_TRY(bind_vector(binder, 0, config->hidden_size, &weights->final_norm));
-    spell(binder, "lm_head.weight", "unembedding.weight");
+    spell(binder, "lm_head.weight", "unembedding.weight", "output.weight");
     if (config->tied_embeddings && gptoss_checkpoint_find(binder->checkpoint, binder->name) == NULL)
         weights->unembedding = weights->embedding;
     else
@@ -244,7 +291,9 @@ enum gptoss_status gptoss_gpt_oss_bind(const struct gptoss_checkpoint *checkpoin
     struct binder binder = {
         .checkpoint = checkpoint,
         .config = gptoss_checkpoint_config(checkpoint),
-        .original = gptoss_checkpoint_find(checkpoint, "embedding.weight") != NULL,
+        .naming = gptoss_checkpoint_is_gguf(checkpoint)                            ? GGUF
+                  : gptoss_checkpoint_find(checkpoint, "embedding.weight") != NULL ? ORIGINAL
+                                                                                   : HUGGING_FACE,
         .error = error,
     };
     *weights_out = (struct gptoss_gpt_oss){0};

@@ -133,7 +133,7 @@ static enum gptoss_status create_backend(struct gptoss_model *model,
         gptoss_error_found(error, "%d", options->num_threads);
         return GPTOSS_ERROR_ARGUMENT;
     }
-    model->num_threads = options->num_threads > 0 ? options->num_threads : gptoss_usable_cpus();
+    model->num_threads = options->num_threads > 0 ? options->num_threads : gptoss_usable_cores();
     return gptoss_cpu_backend_create(kernels, unit, model->num_threads, &model->backend, error);
 }
 
@@ -162,6 +162,11 @@ enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model
     status = gptoss_gpt_oss_bind(model->checkpoint, &model->weights, error);
     if (status != GPTOSS_OK)
         goto cleanup;
+    if (options->profile)
+        status = gptoss_profiler_create(model->config->num_experts, &model->backend,
+                                        &model->profiler, error);
+    if (status != GPTOSS_OK)
+        goto cleanup;
     *model_out = model;
     return GPTOSS_OK;
 cleanup:
@@ -182,10 +187,26 @@ void gptoss_model_release(struct gptoss_model *model) {
         gptoss_workspace_clear(model->backend, &model->workspace);
         model->backend->operations->release(model->backend);
     }
+    gptoss_free(model->batch_logits);
     gptoss_gpt_oss_clear(&model->weights);
     gptoss_rope_clear(&model->rope);
     gptoss_checkpoint_release(model->checkpoint);
     gptoss_free(model);
+}
+
+enum gptoss_status gptoss_model_batch_logits(struct gptoss_model *model, int64_t num_rows,
+                                             float **logits_out, struct gptoss_error *error) {
+    if (num_rows > model->max_batch_logits) {
+        uint64_t row_bytes = (uint64_t)model->config->vocab_size * sizeof(float);
+        gptoss_free(model->batch_logits);
+        model->max_batch_logits = 0;
+        model->batch_logits = gptoss_allocate((size_t)num_rows, row_bytes);
+        if (model->batch_logits == NULL)
+            return gptoss_error_memory(error, (uint64_t)num_rows * row_bytes, "a batch's logits");
+        model->max_batch_logits = num_rows;
+    }
+    *logits_out = model->batch_logits;
+    return GPTOSS_OK;
 }
 
 /* ---- what it is ---- */
@@ -224,7 +245,21 @@ void gptoss_model_tap(const struct gptoss_model *model, size_t index, struct gpt
 void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_memory *memory_out) {
     gptoss_checkpoint_memory(model->checkpoint, memory_out);
     memory_out->heap_bytes += sizeof *model + model->workspace.num_bytes;
+    memory_out->heap_bytes +=
+        (uint64_t)model->max_batch_logits * (uint64_t)model->config->vocab_size * sizeof(float);
     memory_out->heap_bytes += model->backend->operations->memory(model->backend);
+}
+
+size_t gptoss_model_num_profile_entries(const struct gptoss_model *model) {
+    return model->profiler != NULL ? gptoss_profiler_num_entries() : 0;
+}
+void gptoss_model_profile_entry(const struct gptoss_model *model, size_t index,
+                                struct gptoss_profile_entry *entry_out) {
+    gptoss_profiler_entry(model->profiler, index, entry_out);
+}
+void gptoss_model_reset_profile(struct gptoss_model *model) {
+    if (model->profiler != NULL)
+        gptoss_profiler_reset(model->profiler);
 }
 
 enum gptoss_status gptoss_model_verify(struct gptoss_model *model, gptoss_poll_fn poll, void *user,
@@ -287,11 +322,15 @@ enum gptoss_status gptoss_model_decode_expert(const struct gptoss_model *model, 
     }
     const struct gptoss_gpt_oss_layer *weights = &model->weights.layers[layer];
     int64_t intermediate = config->intermediate_size, hidden = config->hidden_size;
-    decode_rows(&weights->gate_up, expert, 0, 2, intermediate, out->gate);
-    decode_rows(&weights->gate_up, expert, 1, 2, intermediate, out->up);
+    bool split = weights->up.data != NULL;
+    int64_t step = split ? 1 : 2, first_up = split ? 0 : 1;
+    const struct gptoss_weight *up = split ? &weights->up : &weights->gate_up;
+    const struct gptoss_vector *up_bias = split ? &weights->up_bias : &weights->gate_up_bias;
+    decode_rows(&weights->gate_up, expert, 0, step, intermediate, out->gate);
+    decode_rows(up, expert, first_up, step, intermediate, out->up);
     decode_rows(&weights->down, expert, 0, 1, hidden, out->down);
-    decode_bias(&weights->gate_up_bias, expert, 0, 2, intermediate, out->gate_bias);
-    decode_bias(&weights->gate_up_bias, expert, 1, 2, intermediate, out->up_bias);
+    decode_bias(&weights->gate_up_bias, expert, 0, step, intermediate, out->gate_bias);
+    decode_bias(up_bias, expert, first_up, step, intermediate, out->up_bias);
     decode_bias(&weights->down_bias, expert, 0, 1, hidden, out->down_bias);
     return GPTOSS_OK;
 }

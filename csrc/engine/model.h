@@ -8,6 +8,7 @@
 #include "backend.h"
 #include "checkpoint/checkpoint.h"
 #include "engine/gpt_oss.h"
+#include "engine/profiler.h"
 #include "engine/rope.h"
 
 struct gptoss_model {
@@ -15,12 +16,19 @@ struct gptoss_model {
     struct gptoss_checkpoint *checkpoint;
     const struct gptoss_config *config;
     struct gptoss_backend *backend;
+    struct gptoss_profiler *profiler; /* in front of the back end, which owns it; or NULL */
     const char *isa, *precision;
     int num_threads;
     struct gptoss_rope rope;
     float attention_scale; /* 1 / sqrt(head_dim) */
     struct gptoss_gpt_oss weights;
     struct gptoss_workspace workspace;
+    float *batch_logits; /* [max_batch_logits][vocab_size] */
+    int64_t max_batch_logits;
 };
+
+/* Memory for the logits of num_rows rows, for the caller while it has the back end's turn. */
+enum gptoss_status gptoss_model_batch_logits(struct gptoss_model *model, int64_t num_rows,
+                                             float **logits_out, struct gptoss_error *error);
 
 #endif

@@ -116,6 +116,9 @@ extern PyType_Spec gptoss_python_array_view_spec;
 extern PyType_Spec gptoss_python_model_spec, gptoss_python_generator_spec;
 /* The owner behind a _core.Model, retained; StateError after close. */
 struct gptoss_python_owner *gptoss_python_model_owner(PyObject *model);
+/* forward(generators, tokens, counts, progress): counts[i] tokens to generators[i], from one list.
+ */
+PyObject *gptoss_python_forward(PyObject *module, PyObject *arguments);
 
 /* ---- sampling.c ---- */
 

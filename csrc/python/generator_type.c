@@ -178,6 +178,44 @@ static PyObject *step(PyObject *self, PyObject *argument) {
     return feed(self, &token, 1, NULL, NULL);
 }
 
+/* look_ahead(tokens) */
+static PyObject *look_ahead(PyObject *self, PyObject *argument) {
+    int32_t *tokens;
+    size_t num_tokens;
+    if (!gptoss_python_tokens(argument, &tokens, &num_tokens))
+        return NULL;
+    PyObject *result = NULL;
+    struct gptoss_generator *generator = enter(self);
+    if (generator == NULL)
+        goto cleanup;
+    struct gptoss_error error;
+    struct gptoss_python_call call;
+    if (!gptoss_python_call_begin(&call, NULL, ((struct generator_object *)self)->owner->parent)) {
+        leave(self);
+        goto cleanup;
+    }
+    enum gptoss_status status = gptoss_generator_look_ahead(generator, tokens, num_tokens,
+                                                            gptoss_python_poll, &call, &error);
+    leave(self);
+    result = gptoss_python_call_end(&call, status, &error);
+cleanup:
+    gptoss_free(tokens);
+    return result;
+}
+
+/* The token looked ahead at as the next one, or None. */
+static PyObject *get_next_ahead(PyObject *self, void *unused) {
+    (void)unused;
+    struct gptoss_generator *generator = enter(self);
+    if (generator == NULL)
+        return NULL;
+    const int32_t *tokens;
+    PyObject *result = gptoss_generator_ahead(generator, &tokens) > 0 ? PyLong_FromLong(tokens[0])
+                                                                      : Py_NewRef(Py_None);
+    leave(self);
+    return result;
+}
+
 static PyObject *view(PyObject *self, const struct gptoss_python_array *array) {
     struct gptoss_python_state *state = PyType_GetModuleState(Py_TYPE(self));
     return gptoss_python_view(state->array_view_type, ((struct generator_object *)self)->owner,
@@ -406,6 +444,7 @@ static PyMethodDef methods[] = {
     {"close", close_generator, METH_O, NULL},
     {"prefill", prefill, METH_VARARGS, NULL},
     {"step", step, METH_O, NULL},
+    {"look_ahead", look_ahead, METH_O, NULL},
     {"logits", view_logits, METH_NOARGS, NULL},
     {"kv", view_kv, METH_O, NULL},
     {"tokens", get_tokens, METH_NOARGS, NULL},
@@ -422,6 +461,7 @@ static PyGetSetDef attributes[] = {
     {"position", get_position, NULL, NULL, NULL},
     {"max_context", get_max_context, NULL, NULL, NULL},
     {"has_logits", get_has_logits, NULL, NULL, NULL},
+    {"next_ahead", get_next_ahead, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -440,3 +480,96 @@ PyType_Spec gptoss_python_generator_spec = {
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = slots,
 };
+
+/* ---- many at once ---- */
+
+/* What gptoss_forward takes, and the objects it is taken from. */
+struct batch {
+    PyObject *objects; /* a tuple of our own */
+    Py_ssize_t num_entered;
+    struct gptoss_generator **generators; /* [size of objects] */
+    int32_t *tokens, *counts;             /* as they came */
+    size_t *num_tokens;                   /* the counts, checked */
+    size_t num_all_tokens, num_counts;
+};
+
+static void leave_batch(struct batch *batch) {
+    while (batch->num_entered > 0)
+        leave(PyTuple_GetItem(batch->objects, --batch->num_entered));
+}
+
+static void clear_batch(struct batch *batch) {
+    Py_XDECREF(batch->objects);
+    gptoss_free(batch->generators);
+    gptoss_free(batch->tokens);
+    gptoss_free(batch->counts);
+    gptoss_free(batch->num_tokens);
+}
+
+/* Whether there is a count for each generator and a token for each count. */
+static bool check_counts(struct batch *batch) {
+    size_t num_generators = (size_t)PyTuple_Size(batch->objects), sum = 0;
+    batch->generators = gptoss_allocate(num_generators, sizeof(void *));
+    batch->num_tokens = gptoss_allocate(num_generators, sizeof *batch->num_tokens);
+    if (batch->generators == NULL || batch->num_tokens == NULL) {
+        gptoss_python_raise_as("OutOfMemoryError", "cannot allocate memory for %zu generators",
+                               num_generators);
+        return false;
+    }
+    bool valid = batch->num_counts == num_generators;
+    for (size_t i = 0; valid && i < num_generators; i++) {
+        valid = batch->counts[i] >= 0;
+        batch->num_tokens[i] = (size_t)batch->counts[i];
+        sum += batch->num_tokens[i];
+    }
+    if (!valid || sum != batch->num_all_tokens)
+        PyErr_SetString(PyExc_ValueError, "counts do not fit generators and tokens");
+    return valid && sum == batch->num_all_tokens;
+}
+
+static bool enter_batch(struct batch *batch, PyTypeObject *type) {
+    for (Py_ssize_t i = 0; i < PyTuple_Size(batch->objects); i++) {
+        PyObject *object = PyTuple_GetItem(batch->objects, i);
+        if (!PyObject_TypeCheck(object, type)) {
+            PyErr_Format(PyExc_TypeError, "object %zd is no Generator", i);
+            return false;
+        }
+        batch->generators[i] = enter(object);
+        if (batch->generators[i] == NULL)
+            return false;
+        batch->num_entered++;
+    }
+    return true;
+}
+
+PyObject *gptoss_python_forward(PyObject *module, PyObject *arguments) {
+    struct gptoss_python_state *state = PyModule_GetState(module);
+    PyObject *generators, *tokens, *counts, *progress, *result = NULL;
+    struct batch batch = {0};
+    if (!PyArg_ParseTuple(arguments, "OOOO:forward", &generators, &tokens, &counts, &progress))
+        return NULL;
+    if (!gptoss_python_progress(progress, &progress))
+        return NULL;
+    batch.objects = PySequence_Tuple(generators);
+    if (batch.objects == NULL ||
+        !gptoss_python_tokens(tokens, &batch.tokens, &batch.num_all_tokens) ||
+        !gptoss_python_tokens(counts, &batch.counts, &batch.num_counts) || !check_counts(&batch) ||
+        !enter_batch(&batch, state->generator_type))
+        goto cleanup;
+    struct gptoss_python_owner *model = NULL;
+    if (batch.num_entered > 0)
+        model = ((struct generator_object *)PyTuple_GetItem(batch.objects, 0))->owner->parent;
+    struct gptoss_error error;
+    struct gptoss_python_call call;
+    if (!gptoss_python_call_begin(&call, progress, model))
+        goto cleanup;
+    enum gptoss_status status =
+        gptoss_forward(batch.generators, (size_t)batch.num_entered, batch.tokens, batch.num_tokens,
+                       gptoss_python_poll, &call, &error);
+    leave_batch(&batch);
+    result = gptoss_python_call_end(&call, status, &error);
+cleanup:
+    leave_batch(&batch);
+    clear_batch(&batch);
+    return result;
+}

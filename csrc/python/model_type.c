@@ -19,15 +19,15 @@ struct gptoss_python_owner *gptoss_python_model_owner(PyObject *self) {
 }
 
 static PyObject *new_model(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"path",    "device",     "isa",      "precision",
-                            "threads", "read_files", "progress", NULL};
+    static char *names[] = {"path",       "device",   "isa",     "precision", "threads",
+                            "read_files", "progress", "profile", NULL};
     PyObject *path, *progress = NULL;
     struct gptoss_model_options options = {.poll = gptoss_python_poll};
-    int read_files = 0;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O&|zzzipO:Model", names,
+    int read_files = 0, profile = 0;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O&|zzzipOp:Model", names,
                                      PyUnicode_FSConverter, &path, &options.device, &options.isa,
                                      &options.precision, &options.num_threads, &read_files,
-                                     &progress)) {
+                                     &progress, &profile)) {
         return NULL;
     }
     struct gptoss_python_call call;
@@ -37,6 +37,7 @@ static PyObject *new_model(PyTypeObject *type, PyObject *arguments, PyObject *ke
     if (!gptoss_python_progress(progress, &progress))
         goto cleanup;
     options.read_files = read_files != 0;
+    options.profile = profile != 0;
     options.poll_user = &call;
     gptoss_python_call_begin(&call, progress, NULL);
     enum gptoss_status status = gptoss_model_open(PyBytes_AsString(path), &options, &model, &error);
@@ -143,7 +144,8 @@ static PyObject *shape_tuple(const int64_t *shape, int num_dims) {
     return tuple;
 }
 
-/* tensors() -> [(name, dtype, shape, num_bytes, file, file_offset), ...] in the engine's order. */
+/* tensors() -> [(name, dtype, shape, num_bytes, file, file_offset), ...] in the engine's order.
+ * Shapes count elements. */
 static PyObject *list_tensors(PyObject *self, PyObject *unused) {
     (void)unused;
     struct gptoss_python_owner *owner = gptoss_python_model_owner(self);
@@ -164,6 +166,7 @@ static PyObject *list_tensors(PyObject *self, PyObject *unused) {
     return list;
 }
 
+/* tensor(index) -> a view of its shape; of a block format, of its bytes in a row. */
 static PyObject *view_tensor(PyObject *self, PyObject *argument) {
     Py_ssize_t index = PyNumber_AsSsize_t(argument, PyExc_IndexError);
     if (index == -1 && PyErr_Occurred())
@@ -180,6 +183,11 @@ static PyObject *view_tensor(PyObject *self, PyObject *argument) {
             tensor->dtype, tensor->num_dims, {0}, {0}, (void *)tensor->data};
         for (int d = 0; d < array.num_dims; d++)
             array.shape[d] = (Py_ssize_t)tensor->shape[d];
+        if (gptoss_dtype_bytes(tensor->dtype) == 0) { /* blocks: their bytes in a row */
+            array.dtype = GPTOSS_DTYPE_U8;
+            array.num_dims = 1;
+            array.shape[0] = (Py_ssize_t)tensor->num_bytes;
+        }
         gptoss_python_array_pack(&array);
         struct gptoss_python_state *state = PyType_GetModuleState(Py_TYPE(self));
         view = gptoss_python_view(state->array_view_type, owner, &array);
@@ -269,6 +277,40 @@ static PyObject *get_memory(PyObject *self, PyObject *unused) {
                          (unsigned long long)memory.heap_bytes);
 }
 
+/* profile() -> [(name, calls, nanoseconds, rows, weight_bytes, kv_bytes, flops), ...], empty
+ * without profile=True. */
+static PyObject *get_profile(PyObject *self, PyObject *unused) {
+    (void)unused;
+    struct gptoss_python_owner *owner = gptoss_python_model_owner(self);
+    if (owner == NULL)
+        return NULL;
+    size_t count = gptoss_model_num_profile_entries(owner->model);
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list != NULL && i < count; i++) {
+        struct gptoss_profile_entry entry;
+        gptoss_model_profile_entry(owner->model, i, &entry);
+        PyObject *item =
+            Py_BuildValue("(sKKKKKK)", entry.name, (unsigned long long)entry.num_calls,
+                          (unsigned long long)entry.nanoseconds, (unsigned long long)entry.num_rows,
+                          (unsigned long long)entry.weight_bytes,
+                          (unsigned long long)entry.kv_bytes, (unsigned long long)entry.num_flops);
+        if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) != 0)
+            Py_CLEAR(list);
+    }
+    gptoss_python_owner_release(owner);
+    return list;
+}
+
+static PyObject *reset_profile(PyObject *self, PyObject *unused) {
+    (void)unused;
+    struct gptoss_python_owner *owner = gptoss_python_model_owner(self);
+    if (owner == NULL)
+        return NULL;
+    gptoss_model_reset_profile(owner->model);
+    gptoss_python_owner_release(owner);
+    return Py_NewRef(Py_None);
+}
+
 /* taps() -> [(name, dtype, shape of a row), ...]. */
 static PyObject *list_taps(PyObject *self, PyObject *unused) {
     (void)unused;
@@ -336,6 +378,8 @@ static PyMethodDef methods[] = {
     {"decode_expert", decode_expert, METH_VARARGS, NULL},
     {"verify", verify, METH_O, NULL},
     {"memory", get_memory, METH_NOARGS, NULL},
+    {"profile", get_profile, METH_NOARGS, NULL},
+    {"reset_profile", reset_profile, METH_NOARGS, NULL},
     {"taps", list_taps, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -1,4 +1,5 @@
 /* gptoss._core: the module itself and what needs no model. */
+#include "platform/cpu_cores.h"
 #include "python/binding.h"
 
 static PyObject *version(PyObject *module, PyObject *unused) {
@@ -46,6 +47,24 @@ static PyObject *usable_cpus(PyObject *module, PyObject *unused) {
     return PyLong_FromLong(gptoss_usable_cpus());
 }
 
+static PyObject *usable_cores(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromLong(gptoss_usable_cores());
+}
+
+/* count_cores(root, usable): for tests; usable is a writable buffer of one byte a CPU. */
+static PyObject *count_cores(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *root;
+    Py_buffer usable;
+    if (!PyArg_ParseTuple(arguments, "sw*:count_cores", &root, &usable))
+        return NULL;
+    int num_cpus = usable.len < GPTOSS_MAX_CPUS ? (int)usable.len : GPTOSS_MAX_CPUS;
+    int num_cores = gptoss_count_cores(root, usable.buf, num_cpus);
+    PyBuffer_Release(&usable);
+    return PyLong_FromLong(num_cores);
+}
+
 static PyObject *fail_allocation(PyObject *module, PyObject *argument) {
     (void)module;
     unsigned long long n = PyLong_AsUnsignedLongLong(argument);
@@ -60,7 +79,10 @@ static PyMethodDef functions[] = {
     {"bf16_isas", bf16_isas, METH_NOARGS, NULL},
     {"cpu_features", cpu_features, METH_NOARGS, NULL},
     {"usable_cpus", usable_cpus, METH_NOARGS, NULL},
+    {"usable_cores", usable_cores, METH_NOARGS, NULL},
+    {"count_cores", count_cores, METH_VARARGS, NULL},
     {"fail_allocation", fail_allocation, METH_O, NULL},
+    {"forward", gptoss_python_forward, METH_VARARGS, NULL},
     {"sample", gptoss_python_sample, METH_VARARGS, NULL},
     {"top_logprobs", gptoss_python_top_logprobs, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import gptoss
-from gptoss.cli import chat, console, doctor, generate
+from gptoss.cli import bench, chat, console, doctor, generate
 from gptoss.cli import inspect as inspect_verb
 from gptoss.cli.help import Command, Group
 
@@ -22,6 +22,7 @@ from gptoss.cli.help import Command, Group
 VERBS: dict[str, ModuleType] = {
     "generate": generate,
     "chat": chat,
+    "bench": bench,
     "inspect": inspect_verb,
     "doctor": doctor,
 }

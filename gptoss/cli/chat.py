@@ -55,6 +55,7 @@ class Session:
         printer = AnswerPrinter(self.show_reasoning)
         remark = ""
         start = time.perf_counter()
+        guessed = self.chat.generator.speculation
         try:
             # Closing keeps what there is of an answer that was stopped while it was printed.
             with closing(self._deltas(text)) as deltas:
@@ -69,7 +70,10 @@ class Session:
             printer.end(remark)
         if self.show_stats and (reply := self.chat.last_reply):
             seconds = time.perf_counter() - start
-            console.note(f"{len(reply.tokens)} tokens in {seconds:.1f} s · seed {reply.seed}")
+            parts = [f"{len(reply.tokens)} tokens in {seconds:.1f} s", f"seed {reply.seed}"]
+            if guessed and (now := self.chat.generator.speculation):
+                parts.insert(1, console.format_speculation(now.since(guessed)))
+            console.note(" · ".join(parts))
 
     def _deltas(self, text: str) -> Generator[Delta, None, None]:
         with ExitStack() as bar:
@@ -172,9 +176,10 @@ def run(
     seed: options.Seed = None,
     threads: options.Threads = None,
     isa: options.Isa = None,
-    precision: options.Precision = "fp32",
+    precision: options.Precision = None,
     kv: options.KvDtype = "f16",
     context: options.Context = None,
+    speculate: options.Speculate = False,
 ) -> None:
     """Talk with a model. Lines piped in are messages too; then only the answers are printed."""
     with gptoss.Model(model, threads=threads, isa=isa, precision=precision) as handle:
@@ -195,6 +200,7 @@ def run(
             system=system,
             max_context=context or handle.config.max_positions,
             kv_dtype=kv,
+            speculate=speculate,
         )
         session = Session(handle, chat, sampling, max_tokens, show_reasoning, stats)
         if session.interactive:

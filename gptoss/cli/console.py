@@ -113,11 +113,12 @@ class TextStream:
 
 @contextmanager
 def progress_bar(
-    description: str, unit: str = "tokens", delay: float = 1.0
+    description: str, unit: str = "tokens", delay: float = 1.0, refresh: float = 10.0
 ) -> Iterator[Callable[[int, int], None]]:
     """A callback(done, total) that draws a bar on standard error once `delay` seconds went by.
 
-    The bar goes away when the block ends. Where control codes are unwelcome nothing is drawn.
+    It is drawn `refresh` times a second. The bar goes away when the block ends. Where control codes
+    are unwelcome nothing is drawn.
     """
     target = console(stderr=True)
     if unit == "bytes":
@@ -131,6 +132,7 @@ def progress_bar(
         bars.TimeRemainingColumn(),
         console=target,
         transient=True,
+        refresh_per_second=refresh,
     )
     task = bar.add_task(description, total=None)
     start = time.monotonic()
@@ -167,6 +169,14 @@ def format_count(count: int) -> str:
         if count >= limit:
             return f"{count / limit:.1f} {suffix}"
     return str(count)
+
+
+def format_speculation(stats: gptoss.SpeculationStats | None) -> str:
+    """What became of guessed tokens, or an empty string if none were to be guessed."""
+    if stats is None:
+        return ""
+    rate = f" {stats.acceptance_rate:.0%} right," if stats.drafted else ""
+    return f"guessed {stats.drafted:,},{rate} {stats.tokens_per_pass:.2f} tokens a pass"
 
 
 def format_rate(count: int, seconds: float) -> str:

@@ -77,6 +77,7 @@ def machine_facts() -> dict[str, Any]:
             "affinity": len(os.sched_getaffinity(0)),
             "cgroup": cgroup_cpus(),
             "usable": _core.usable_cpus(),
+            "cores": _core.usable_cores(),
         },
         "isas": [{"name": name, "available": available} for name, available in _core.isas()],
         "bf16_isas": [
@@ -158,7 +159,8 @@ def _machine_table(facts: dict[str, Any]) -> Table:
         ("features", " ".join(facts["cpu_features"]) or "none"),
         (
             "usable CPUs",
-            f"{cpus['usable']} (system {cpus['system']}, affinity {cpus['affinity']}, {quota})",
+            f"{cpus['usable']} on {cpus['cores']} cores (system {cpus['system']}, "
+            f"affinity {cpus['affinity']}, {quota})",
         ),
         ("compiled for", ", ".join(isas)),
         ("for bf16", ", ".join(bf16_isas) or "nothing on this kind of CPU"),

@@ -37,6 +37,7 @@ class Summary:
     finish_reason: str | None = None
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    speculation: gptoss.SpeculationStats | None = None
 
     def line(self) -> str:
         parts = [
@@ -44,10 +45,11 @@ class Summary:
             f"{console.format_rate(self.prompt_tokens, self.prefill_seconds)}",
             f"generated {self.generated_tokens:,} tokens "
             f"{console.format_rate(self.generated_tokens, self.decode_seconds)}",
+            console.format_speculation(self.speculation),
             f"{self.finish_reason}",
             f"seed {self.seed}",
         ]
-        return " · ".join(part.strip() for part in parts)
+        return " · ".join(part.strip() for part in parts if part)
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -186,22 +188,19 @@ def make_writer(
 
 def require_tokenizer(model: gptoss.Model) -> Tokenizer:
     if model.tokenizer is None:
-        raise gptoss.UnsupportedError(
-            f"{model.path}: there is no tokenizer.json, so no text either"
-        )
+        raise gptoss.UnsupportedError(f"{model._lacks_tokenizer}, so no text either")
     return model.tokenizer
 
 
 def begin(
-    model: gptoss.Model, text: str, chat: bool, special: bool, context: int | None, kv: str
+    model: gptoss.Model, text: str, chat: bool, special: bool, **how: Any
 ) -> tuple[gptoss.Generator, list[int]]:
     """An empty Generator, and the token ids of the text or of a conversation that it begins."""
-    size = context or model.config.max_positions
     if chat:
-        talk = gptoss.Chat(model, max_context=size, kv_dtype=kv)
+        talk = gptoss.Chat(model, **how)
         talk.messages.append(Message("user", text))
         return talk.generator, talk.prompt_ids()
-    generator = gptoss.Generator(model, max_context=size, kv_dtype=kv)
+    generator = gptoss.Generator(model, **how)
     return generator, require_tokenizer(model).encode(text, allow_special=special)
 
 
@@ -237,6 +236,7 @@ def continue_text(
     finally:
         if summary.prefill_seconds:
             summary.decode_seconds = time.perf_counter() - start
+        summary.speculation = generator.speculation
         writer.end(summary)
 
 
@@ -296,9 +296,10 @@ def run(
     seed: options.Seed = None,
     threads: options.Threads = None,
     isa: options.Isa = None,
-    precision: options.Precision = "fp32",
+    precision: options.Precision = None,
     kv: options.KvDtype = "f16",
     context: options.Context = None,
+    speculate: options.Speculate = False,
 ) -> None:
     """Continue a text, or answer one message with --chat, printing as it is made."""
     if chat and special:
@@ -318,7 +319,10 @@ def run(
         ).with_seed()
         tokenizer = require_tokenizer(handle)
         writer = make_writer(handle, tokenizer, text, chat, logprobs, as_json)
-        generator, tokens = begin(handle, text, chat, special, context, kv)
+        size = context or handle.config.max_positions
+        generator, tokens = begin(
+            handle, text, chat, special, max_context=size, kv_dtype=kv, speculate=speculate
+        )
         summary = Summary(len(tokens), sampling.seed)
         how = {"sampling": sampling, "stop": stop or (), "top_logprobs": logprobs or 0}
         limit = token_limit(max_tokens, chat, generator.max_context - len(tokens))

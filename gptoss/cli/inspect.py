@@ -27,14 +27,14 @@ EXAMPLES = (
 # Rows of a prefill block, and rows that a sliding layer keeps beyond its window.
 _BLOCK_ROWS = 512
 
-# First match wins; both spellings of the released checkpoints.
+# First match wins; the spellings of the released checkpoints and of llama.cpp.
 _CATEGORIES = (
-    ("experts", r"\.mlp\.experts\.|\.mlp\.mlp[12]_"),
-    ("router", r"\.mlp\.(router|gate)\."),
-    ("attention", r"\.self_attn\.|\.attn\.(qkv|out|sinks)"),
+    ("experts", r"\.mlp\.experts\.|\.mlp\.mlp[12]_|\.ffn_\w+_exps\."),
+    ("router", r"\.mlp\.(router|gate)\.|\.ffn_gate_inp\."),
+    ("attention", r"\.self_attn\.|\.attn\.(qkv|out|sinks)|\.attn_(q|k|v|output|sinks)\."),
     ("norms", r"norm"),
-    ("embedding", r"^(model\.embed_tokens|embedding)\."),
-    ("unembedding", r"^(lm_head|unembedding)\."),
+    ("embedding", r"^(model\.embed_tokens|embedding|token_embd)\."),
+    ("unembedding", r"^(lm_head|unembedding|output)\."),
     ("other", r""),
 )
 
@@ -48,7 +48,7 @@ def category_of(name: str) -> str:
 
 def parameters_of(info: TensorInfo) -> int:
     """Weights that a tensor holds: two per byte of MXFP4 codes, none in a plane of scales."""
-    count = math.prod(info.shape)
+    count = math.prod(info.element_shape)
     if re.search(r"[._]scales$", info.name):
         return 0
     return 2 * count if re.search(r"[._]blocks$", info.name) else count
@@ -137,8 +137,8 @@ def describe(model: gptoss.Model, context: int) -> dict[str, Any]:
         "tensors": [
             {
                 "name": info.name,
-                "dtype": str(info.dtype),
-                "shape": list(info.shape),
+                "dtype": str(info.dtype) if info.element_shape == info.shape else info.format,
+                "shape": list(info.element_shape),
                 "bytes": info.num_bytes,
                 "file": str(info.file),
                 "offset": info.file_offset,

@@ -10,14 +10,16 @@ import gptoss
 _SAMPLING = "Sampling"
 _ENGINE = "Engine"
 
-MODEL_HELP = "A model directory, a .safetensors file, org/name in the Hugging Face cache, or demo."
+MODEL_HELP = (
+    "A model directory, a .safetensors or .gguf file, org/name in the Hugging Face cache, or demo."
+)
 Model = Annotated[str, typer.Option("--model", "-m", metavar="PATH", help=MODEL_HELP)]
 Threads = Annotated[
     int | None,
     typer.Option(
         min=1,
         metavar="N",
-        help="Threads to use; default: the CPUs this process may use.",
+        help="Threads to use; default: the physical cores this process may use.",
         rich_help_panel=_ENGINE,
     ),
 ]
@@ -30,10 +32,19 @@ Isa = Annotated[
     ),
 ]
 Precision = Annotated[
-    Literal["fp32", "bf16"],
+    Literal["fp32", "bf16"] | None,
     typer.Option(
         metavar="fp32|bf16",
         help="bf16: activations rounded before every matrix product; needs AMX or AVX512_BF16.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Rows of a prefill block; default: what the engine finds best.",
         rich_help_panel=_ENGINE,
     ),
 ]
@@ -50,6 +61,15 @@ Context = Annotated[
         min=1,
         metavar="N",
         help="Positions the context may hold; default: the model's limit.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+Speculate = Annotated[
+    bool,
+    typer.Option(
+        "--speculate",
+        help="Guess tokens that the text suggests and compute them together: the same text, "
+        "sooner where it repeats itself.",
         rich_help_panel=_ENGINE,
     ),
 ]

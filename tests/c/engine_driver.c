@@ -1,8 +1,9 @@
 /* Drives the engine without CPython, for sanitizers: engine_driver MODEL MODE...
  *
  *   threads    generators in several threads on one model give the bits of a single-threaded run
- *   interrupt  a prefill or a rewind stopped at any poll can be continued and gives the same bits
- *   memory     every allocation refused in turn: clean statuses, no leak, and a retry succeeds
+ *   interrupt  a prefill, a rewind, a batch or a look ahead stopped at any poll can be continued
+ * and gives the same bits memory     every allocation refused in turn: clean statuses, no leak, and
+ * a retry succeeds
  *
  * Exits with 0, or with 1 and a line on stderr at the first failure. */
 #include <pthread.h>
@@ -23,7 +24,7 @@
     } while (0)
 #define CHECK_OK(call) check_status((call), #call, __LINE__)
 
-enum { NUM_TOKENS = 900, NUM_THREADS = 4, NUM_MARKS = 5 };
+enum { NUM_TOKENS = 900, NUM_THREADS = 4, NUM_MARKS = 8 };
 
 static int32_t tokens[NUM_TOKENS];
 static _Thread_local struct gptoss_error error; /* of the last call of this thread that failed */
@@ -34,7 +35,8 @@ static void check_status(enum gptoss_status status, const char *call, int line) 
 }
 
 static struct gptoss_model *open_model(const char *path, bool read_files, int num_threads) {
-    struct gptoss_model_options options = {.num_threads = num_threads, .read_files = read_files};
+    struct gptoss_model_options options = {
+        .num_threads = num_threads, .read_files = read_files, .profile = num_threads > 1};
     struct gptoss_model *model = NULL;
     CHECK_OK(gptoss_model_open(path, &options, &model, &error));
     return model;
@@ -81,7 +83,20 @@ static float *keep_logits(float *mark, const struct gptoss_generator *generator)
     return mark + num_logits;
 }
 
-/* One sequence through prefill, steps, a fork and a rewind; logits kept at each mark. */
+/* Feeds the next counts[i] tokens to each of two generators as one batch. */
+static enum gptoss_status forward_both(struct gptoss_generator *first,
+                                       struct gptoss_generator *second, const size_t counts[2],
+                                       gptoss_poll_fn poll, void *user) {
+    struct gptoss_generator *generators[] = {first, second};
+    int32_t both[64];
+    CHECK(counts[0] + counts[1] <= 64, "too many tokens");
+    memcpy(both, tokens + gptoss_generator_position(first), counts[0] * sizeof *both);
+    memcpy(both + counts[0], tokens + gptoss_generator_position(second), counts[1] * sizeof *both);
+    return gptoss_forward(generators, 2, both, counts, poll, user, &error);
+}
+
+/* Sequences through prefill, steps, a fork, a rewind, a batch and a look ahead; logits kept at each
+ * mark. */
 static void *run_sequence(void *argument) {
     struct worker *worker = argument;
     float *mark = worker->marks;
@@ -102,6 +117,17 @@ static void *run_sequence(void *argument) {
     gptoss_generator_reset(generator);
     feed_until(generator, 10);
     mark = keep_logits(mark, generator);
+    CHECK_OK(gptoss_generator_rewind(fork, 9, NULL, NULL, &error));
+    CHECK_OK(gptoss_generator_look_ahead(fork, tokens + 9, 6, NULL, NULL, &error));
+    feed_until(fork, 10);
+    mark = keep_logits(mark, fork);
+    CHECK_OK(forward_both(generator, fork, (size_t[]){1, 3}, NULL, NULL));
+    mark = keep_logits(mark, generator);
+    feed_until(generator, 13);
+    mark = keep_logits(mark, fork);
+    CHECK(memcmp(gptoss_generator_logits(generator), gptoss_generator_logits(fork),
+                 vocab_size(worker->model) * sizeof(float)) == 0,
+          "logits of a batch differ");
     gptoss_generator_release(fork);
     gptoss_generator_release(generator);
     return NULL;
@@ -119,6 +145,9 @@ static void test_threads(const char *path) {
     CHECK(memcmp(reference.marks, reference.marks + 3 * vocab_size(single),
                  vocab_size(single) * sizeof(float)) == 0,
           "rewound logits differ");
+    CHECK(memcmp(reference.marks + 4 * vocab_size(single), reference.marks + 5 * vocab_size(single),
+                 vocab_size(single) * sizeof(float)) == 0,
+          "logits looked ahead at differ");
     for (int i = 0; i < NUM_THREADS; i++) {
         workers[i] = (struct worker){gptoss_model_retain(shared), malloc(bytes)};
         CHECK(pthread_create(&threads[i], NULL, run_sequence, &workers[i]) == 0, "no thread");
@@ -189,6 +218,53 @@ static bool interrupt_rewind(const struct gptoss_generator *full, uint64_t poll,
     return status != GPTOSS_OK;
 }
 
+/* The same for a batch: its one block counts for both generators or for none. */
+static bool interrupt_forward(struct gptoss_model *model, uint64_t poll, const float *expected) {
+    enum { START = 80, END = 100 };
+    struct gptoss_generator *first = create_generator(model, 0), *second = NULL;
+    struct countdown countdown = {poll};
+    feed_until(first, START);
+    CHECK_OK(gptoss_generator_fork(first, &second, &error));
+    const size_t counts[] = {END - START, END - START - 1};
+    enum gptoss_status status = forward_both(first, second, counts, stop_at_zero, &countdown);
+    CHECK(status == GPTOSS_OK || status == GPTOSS_ERROR_INTERRUPTED, "batch: %s", error.message);
+    CHECK(gptoss_generator_position(first) % (END - START) == 0 &&
+              (gptoss_generator_position(first) == START) ==
+                  (gptoss_generator_position(second) == START),
+          "half of a block counts");
+    if (gptoss_generator_position(first) < END)
+        CHECK_OK(forward_both(first, second, counts, NULL, NULL));
+    feed_until(second, END);
+    size_t bytes = vocab_size(model) * sizeof(float);
+    CHECK(memcmp(gptoss_generator_logits(first), expected, bytes) == 0 &&
+              memcmp(gptoss_generator_logits(second), expected, bytes) == 0,
+          "batch stopped at poll %llu: logits differ", (unsigned long long)poll);
+    gptoss_generator_release(second);
+    gptoss_generator_release(first);
+    return status != GPTOSS_OK;
+}
+
+/* The same for a look ahead, which leaves nothing behind. */
+static bool interrupt_look_ahead(struct gptoss_model *model, uint64_t poll, const float *expected) {
+    enum { START = 90, END = 100 };
+    struct gptoss_generator *generator = create_generator(model, 0);
+    const int32_t *ahead;
+    struct countdown countdown = {poll};
+    feed_until(generator, START);
+    enum gptoss_status status = gptoss_generator_look_ahead(generator, tokens + START, END - START,
+                                                            stop_at_zero, &countdown, &error);
+    CHECK(status == GPTOSS_OK || status == GPTOSS_ERROR_INTERRUPTED, "ahead: %s", error.message);
+    CHECK(gptoss_generator_position(generator) == START, "looking ahead moves");
+    CHECK((gptoss_generator_ahead(generator, &ahead) == 0) == (status != GPTOSS_OK), "rows ahead");
+    for (int64_t end = START + 1; end <= END; end++)
+        feed_until(generator, end);
+    CHECK(memcmp(gptoss_generator_logits(generator), expected, vocab_size(model) * sizeof(float)) ==
+              0,
+          "look ahead stopped at poll %llu: logits differ", (unsigned long long)poll);
+    gptoss_generator_release(generator);
+    return status != GPTOSS_OK;
+}
+
 static void test_interrupt(const char *path) {
     struct gptoss_model *model = open_model(path, false, 2);
     struct gptoss_generator *reference = create_generator(model, 0);
@@ -199,6 +275,12 @@ static void test_interrupt(const char *path) {
     while (interrupt_prefill(model, poll, gptoss_generator_logits(reference)))
         poll += 1 + poll / 2;
     CHECK(poll > 0, "prefill never polls");
+    for (poll = 0; interrupt_forward(model, poll, gptoss_generator_logits(reference));)
+        poll += 1 + poll / 2;
+    CHECK(poll > 0, "a batch never polls");
+    for (poll = 0; interrupt_look_ahead(model, poll, gptoss_generator_logits(reference));)
+        poll += 1 + poll / 2;
+    CHECK(poll > 0, "a look ahead never polls");
     feed_until(reference, 101);
     feed_until(full, NUM_TOKENS);
     for (poll = 0; interrupt_rewind(full, poll, gptoss_generator_logits(reference));)
@@ -231,7 +313,8 @@ static bool refused(enum gptoss_status status) {
     } while (0)
 
 static struct gptoss_model *open_refused(const char *path, bool read_files) {
-    struct gptoss_model_options options = {.num_threads = 2, .read_files = read_files};
+    struct gptoss_model_options options = {
+        .num_threads = 2, .read_files = read_files, .profile = read_files};
     struct gptoss_model *model = NULL;
     if (refused(gptoss_model_open(path, &options, &model, &error))) {
         CHECK(model == NULL, "a model in spite of %s", error.message);
@@ -286,7 +369,12 @@ static void run_refused(const char *path, float *logits_out) {
     memset(mask, 1, num_taps);
     RETRY(gptoss_generator_capture(generator, mask, &error));
     prefill_refused(generator, 20);
+    RETRY(gptoss_generator_look_ahead(generator, tokens + 20, 3, NULL, NULL, &error));
+    prefill_refused(generator, 21);
+    prefill_refused(generator, 22);
     RETRY(gptoss_generator_capture(generator, NULL, &error));
+    RETRY(gptoss_generator_rewind(generator, 19, NULL, NULL, &error));
+    prefill_refused(generator, 20);
     RETRY(gptoss_sample(gptoss_generator_logits(generator), num_logits, &sampling, tokens, 20,
                         &token, &logprob, &error));
     RETRY(gptoss_top_logprobs(gptoss_generator_logits(generator), num_logits, 5, top_tokens,
@@ -294,7 +382,8 @@ static void run_refused(const char *path, float *logits_out) {
     RETRY(gptoss_generator_fork(generator, &fork, &error));
     prefill_refused(fork, 21);
     RETRY(gptoss_generator_rewind(fork, 5, NULL, NULL, &error));
-    prefill_refused(fork, 30);
+    prefill_refused(fork, 28);
+    RETRY(forward_both(generator, fork, (size_t[]){5, 2}, NULL, NULL));
     RETRY(gptoss_model_verify(model, NULL, NULL, &error));
     memcpy(logits_out, gptoss_generator_logits(fork), num_logits * sizeof(float));
     free(mask);
@@ -313,6 +402,9 @@ static void test_taps(const char *path) {
     CHECK_OK(gptoss_generator_capture(generator, mask, &error));
     feed_until(generator, 20);
     take_taps(generator, num_taps, 20);
+    CHECK_OK(gptoss_generator_look_ahead(generator, tokens + 20, 3, NULL, NULL, &error));
+    feed_until(generator, 21);
+    take_taps(generator, num_taps, 1);
     free(mask);
     gptoss_generator_release(generator);
     gptoss_model_release(model);

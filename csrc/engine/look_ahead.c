@@ -1,0 +1,137 @@
+/* Looking ahead: rows of tokens that may come next, computed in one pass. Feeding one that was
+ * guessed right costs nothing then; a wrong guess is forgotten. */
+#include <math.h>
+#include <string.h>
+
+#include "engine/generator.h"
+#include "platform/allocator.h"
+#include "status.h"
+
+/* The capture of the rows ahead: what is wanted is the generator's to say. */
+static enum gptoss_status begin_capture(struct gptoss_generator *generator, int64_t num_rows,
+                                        struct gptoss_error *error) {
+    struct gptoss_capture *capture = &generator->ahead.capture;
+    capture->num_taps = generator->capture.num_taps;
+    capture->mask = generator->capture.mask;
+    if (capture->data == NULL)
+        capture->data = gptoss_allocate(capture->num_taps, sizeof *capture->data);
+    if (capture->data == NULL)
+        return gptoss_error_memory(error, capture->num_taps * sizeof *capture->data, "taps");
+    return gptoss_capture_begin(capture, generator->model->config, num_rows, error);
+}
+
+static enum gptoss_status reserve(struct gptoss_generator *generator, int64_t num_rows,
+                                  struct gptoss_error *error) {
+    struct gptoss_ahead *ahead = &generator->ahead;
+    if (num_rows > ahead->max_rows) {
+        uint64_t vocab_size = (uint64_t)generator->model->config->vocab_size;
+        gptoss_generator_free_ahead(generator);
+        ahead->tokens = gptoss_allocate((size_t)num_rows, sizeof *ahead->tokens);
+        ahead->rows = gptoss_allocate((size_t)num_rows, sizeof *ahead->rows);
+        ahead->logits = gptoss_allocate((size_t)num_rows, vocab_size * sizeof *ahead->logits);
+        if (ahead->tokens == NULL || ahead->rows == NULL || ahead->logits == NULL) {
+            gptoss_generator_free_ahead(generator);
+            return gptoss_error_memory(error, (uint64_t)num_rows * vocab_size * sizeof(float),
+                                       "logits ahead");
+        }
+        ahead->max_rows = num_rows;
+    }
+    return begin_capture(generator, num_rows, error);
+}
+
+enum gptoss_status gptoss_generator_look_ahead(struct gptoss_generator *generator,
+                                               const int32_t *tokens, size_t num_tokens,
+                                               gptoss_poll_fn poll, void *user,
+                                               struct gptoss_error *error) {
+    struct gptoss_backend *backend = generator->model->backend;
+    struct gptoss_ahead *ahead = &generator->ahead;
+    int64_t num_rows = (int64_t)num_tokens, vocab_size = generator->model->config->vocab_size;
+    GPTOSS_TRY(gptoss_generator_check_tokens(generator, tokens, num_tokens, error));
+    gptoss_generator_drop_ahead(generator);
+    GPTOSS_TRY(reserve(generator, num_rows, error));
+    memcpy(ahead->tokens, tokens, num_tokens * sizeof *tokens);
+    gptoss_fill_rows(ahead->rows, 0, tokens, generator->position, num_rows);
+    struct gptoss_capture *capture = &ahead->capture;
+    const struct gptoss_pass pass = {
+        .rows = ahead->rows,
+        .num_rows = num_rows,
+        .caches = &generator->cache,
+        .captures = &capture,
+        .num_slots = 1,
+        .num_logits_rows = num_rows,
+        .logits_out = ahead->logits,
+        .progress_total = num_tokens,
+    };
+    GPTOSS_TRY(backend->operations->begin(backend, poll, user, error));
+    enum gptoss_status status = gptoss_gpt_oss_forward(generator->model, &pass, error);
+    if (status == GPTOSS_OK && backend->operations->poll(backend, num_tokens, num_tokens))
+        status = gptoss_error_set(error, GPTOSS_ERROR_INTERRUPTED, "interrupted");
+    enum gptoss_status end_status =
+        backend->operations->end(backend, status == GPTOSS_OK ? error : NULL);
+    if (status != GPTOSS_OK || end_status != GPTOSS_OK)
+        return status != GPTOSS_OK ? status : end_status;
+    /* NaN is an error of the token that is fed, if it ever is: it is computed again then. */
+    while (ahead->num_rows < num_rows &&
+           gptoss_check_logits(ahead->logits + ahead->num_rows * vocab_size, vocab_size, NULL) ==
+               GPTOSS_OK)
+        ++ahead->num_rows;
+    return GPTOSS_OK;
+}
+
+size_t gptoss_generator_ahead(const struct gptoss_generator *generator,
+                              const int32_t **tokens_out) {
+    const struct gptoss_ahead *ahead = &generator->ahead;
+    *tokens_out = ahead->tokens + ahead->next;
+    return (size_t)(ahead->num_rows - ahead->next);
+}
+
+bool gptoss_generator_is_ahead(const struct gptoss_generator *generator, int32_t token) {
+    const struct gptoss_ahead *ahead = &generator->ahead;
+    return ahead->next < ahead->num_rows && ahead->tokens[ahead->next] == token;
+}
+
+/* What the row ahead captured becomes what the last call captured. */
+static void take_taps(struct gptoss_generator *generator) {
+    const struct gptoss_ahead *ahead = &generator->ahead;
+    const struct gptoss_config *config = generator->model->config;
+    for (size_t index = 0; index < generator->capture.num_taps; ++index) {
+        if (!gptoss_capture_wants(&generator->capture, index))
+            continue;
+        struct gptoss_tap tap;
+        gptoss_tap_describe(config, index, &tap);
+        uint64_t row_bytes = gptoss_tap_row_bytes(&tap);
+        memcpy(generator->capture.data[index],
+               (const uint8_t *)ahead->capture.data[index] + (uint64_t)ahead->next * row_bytes,
+               row_bytes);
+    }
+}
+
+enum gptoss_status gptoss_generator_take_ahead(struct gptoss_generator *generator,
+                                               struct gptoss_error *error) {
+    struct gptoss_ahead *ahead = &generator->ahead;
+    int64_t vocab_size = generator->model->config->vocab_size;
+    GPTOSS_TRY(gptoss_generator_reserve_tokens(generator, generator->position + 1, error));
+    GPTOSS_TRY(gptoss_capture_begin(&generator->capture, generator->model->config, 1, error));
+    take_taps(generator);
+    memcpy(generator->logits, ahead->logits + ahead->next * vocab_size,
+           (size_t)vocab_size * sizeof *generator->logits);
+    generator->has_logits = true;
+    gptoss_generator_commit_tokens(generator, ahead->tokens + ahead->next, 1);
+    ++ahead->next;
+    return GPTOSS_OK;
+}
+
+void gptoss_generator_drop_ahead(struct gptoss_generator *generator) {
+    generator->ahead.num_rows = generator->ahead.next = 0;
+    gptoss_capture_drop(&generator->ahead.capture);
+}
+
+void gptoss_generator_free_ahead(struct gptoss_generator *generator) {
+    struct gptoss_ahead *ahead = &generator->ahead;
+    gptoss_generator_drop_ahead(generator);
+    gptoss_free(ahead->tokens);
+    gptoss_free(ahead->rows);
+    gptoss_free(ahead->logits);
+    gptoss_free(ahead->capture.data);
+    *ahead = (struct gptoss_ahead){0};
+}

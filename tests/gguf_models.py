@@ -1,0 +1,187 @@
+"""GGUF files for tests: written from the tensors of tests/models.py or of a directory, and read
+back by a reader of their own, which knows nothing of the engine.
+
+    write_model(path, SPEC, numpy.random.default_rng(7), dense="q8_0")
+    GgufModel(path).config, reference.forward(GgufModel(path), tokens)
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import reference
+from models import Spec, Tensors, hf_config, random_tensors
+from numpy.typing import NDArray
+
+from gptoss import write_gguf
+
+Array = NDArray[Any]
+
+
+def supports(spec: Spec) -> bool:
+    """Whether llama.cpp's metadata has words for everything in the spec."""
+    yarn = spec.yarn or {}
+    blocks = spec.hidden_size % 32 == 0 and spec.intermediate_size % 32 == 0
+    return (
+        spec.layer_types is None
+        and spec.swiglu_limit == 7.0
+        and spec.attention_bias
+        and not spec.tied
+        and not yarn.get("truncate")
+        and "attention_factor" not in yarn
+        and (spec.expert_dtype != "MXFP4" or blocks)
+    )
+
+
+class Weights:
+    """A write_gguf.Source over tensors in memory, by Hugging Face name."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+
+    def pieces(self, name: str) -> Iterator[Array]:
+        tensor = self._tensors[name]
+        if name.endswith("_proj"):  # unquantised experts (E, in, out)
+            tensor = tensor.swapaxes(1, 2)
+        if tensor.dtype != np.uint8:
+            tensor = tensor.astype(np.float32)
+        rows = tensor.reshape(-1, *tensor.shape[-2 if name.endswith("_blocks") else -1 :])
+        for first in range(0, len(rows), write_gguf.PIECE_ROWS):
+            yield rows[first : first + write_gguf.PIECE_ROWS]
+
+
+def write_model(
+    path: Path, spec: Spec, rng: np.random.Generator, dense: str = "f32", **changes: Any
+) -> Path:
+    """The same logical weights as models.write_model gives for the spec and the generator."""
+    weights = Weights(random_tensors(spec, rng))
+    write_gguf.write_gguf(
+        path, hf_config(spec) | changes, weights, dense, experts=spec.expert_dtype
+    )
+    return path
+
+
+def convert(directory: Path, path: Path, dense: str) -> Path:
+    """A directory in the Hugging Face layout, as GGUF."""
+    config = json.loads((directory / "config.json").read_text())
+    tensors: Tensors = {}
+    for file in directory.glob("*.safetensors"):
+        tensors |= reference.read_safetensors(file)
+    write_gguf.write_gguf(path, config, Weights(tensors), dense)
+    return path
+
+
+# ---- reading ----
+
+_SCALARS = dict(enumerate(["B", "b", "H", "h", "I", "i", "f", "?", "", "", "Q", "q", "d"]))
+_PLAIN: dict[int, Any] = {0: np.float32, 1: np.float16, 30: ml_dtypes.bfloat16}
+
+
+class Reader:
+    """Metadata and decoded tensors (float64) of a GGUF file."""
+
+    def __init__(self, path: Path) -> None:
+        self._data, self._at = path.read_bytes(), 4
+        _, num_tensors, num_values = self._take("IQQ")
+        self.metadata: dict[str, Any] = {}
+        for _ in range(num_values):
+            key = self._string()
+            self.metadata[key] = self._value(*self._take("I"))
+        places: dict[str, tuple[tuple[int, ...], int, int]] = {}
+        for _ in range(num_tensors):
+            name = self._string()
+            (num_dims,) = self._take("I")
+            dims = self._take(f"{num_dims}Q")
+            places[name] = (dims[::-1], *self._take("IQ"))
+        start = -(-self._at // 32) * 32
+        self.tensors = {
+            name: self._decode(shape, kind, start + offset)
+            for name, (shape, kind, offset) in places.items()
+        }
+
+    def _take(self, format: str) -> tuple[Any, ...]:
+        values = struct.unpack_from("<" + format, self._data, self._at)
+        self._at += struct.calcsize("<" + format)
+        return values
+
+    def _string(self) -> str:
+        (length,) = self._take("Q")
+        return bytes(self._take(f"{length}s")[0]).decode()
+
+    def _value(self, kind: int) -> Any:
+        if kind == 8:
+            return self._string()
+        if kind == 9:
+            of, count = self._take("IQ")
+            return [self._value(of) for _ in range(count)]
+        return self._take(_SCALARS[kind])[0]
+
+    def _decode(self, shape: tuple[int, ...], kind: int, at: int) -> Array:
+        count = int(np.prod(shape))
+        if kind in _PLAIN:
+            flat = np.frombuffer(self._data, _PLAIN[kind], count, at).astype(np.float64)
+        elif kind == 8:
+            blocks = np.frombuffer(self._data, [("d", "<f2"), ("q", "i1", 32)], count // 32, at)
+            flat = blocks["d"].astype(np.float64)[:, None] * blocks["q"]
+        else:
+            bytes_ = np.frombuffer(self._data, np.uint8, count // 32 * 17, at).reshape(-1, 17)
+            codes = np.concatenate([bytes_[:, 1:] & 15, bytes_[:, 1:] >> 4], axis=1)
+            pairs = codes[:, ::2] | codes[:, 1::2] << 4  # as Hugging Face has them
+            flat = reference.decode_mxfp4(pairs[:, None], bytes_[:, :1])
+        decoded: Array = flat.reshape(shape)
+        return decoded
+
+
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "mlp.router",
+}
+
+
+class GgufModel(reference.Model):
+    """What reference.forward needs, from a GGUF file."""
+
+    def __init__(self, path: Path, raw_config: dict[str, Any]) -> None:
+        """raw_config: of the same model's config.json."""
+        self.raw_config = raw_config
+        self.config = reference.Config.read(raw_config)
+        self.reader = Reader(path)
+        self._is_original = False
+        self._stored: dict[str, Array] = {}
+        self._experts: dict[int, reference.Experts] = {}
+        for name, tensor in self.reader.tensors.items():
+            *block, rest, kind = name.split(".")
+            prefix = f"model.layers.{block[1]}." if block else ""
+            if rest in _NAMES:
+                self._stored[f"{prefix}{_NAMES[rest]}.{kind}"] = tensor
+            elif rest == "attn_sinks":
+                self._stored[prefix + "self_attn.sinks"] = tensor
+
+    def experts(self, layer: int) -> reference.Experts:
+        tensors, prefix = self.reader.tensors, f"blk.{layer}.ffn_"
+
+        def interleaved(kind: str) -> Array:
+            gate, up = (tensors[f"{prefix}{name}_exps.{kind}"] for name in ("gate", "up"))
+            rows = np.stack([gate, up], axis=2)
+            return rows.reshape(len(gate), 2 * gate.shape[1], *gate.shape[2:])
+
+        return reference.Experts(
+            gate_up=interleaved("weight"),
+            gate_up_bias=interleaved("bias"),
+            down=tensors[prefix + "down_exps.weight"],
+            down_bias=tensors[prefix + "down_exps.bias"],
+        )
