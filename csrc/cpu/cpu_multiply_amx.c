@@ -208,21 +208,17 @@ GPTOSS_INLINE void multiply_tiles(const struct chunk *chunk, int64_t num_groups,
     if (two_rows && two_tokens)
         _tile_loadd(3, sums[3], TILE_ROW_BYTES);
     for (int64_t g = 0; g < num_groups; ++g) {
-        /* Loads first: a load waits for the products that read its tile where two threads share a
-         * core and tiles are not renamed. With one token the products are too few to matter. */
         _tile_loadd(6, inputs, strides[0]);
         _tile_loadd(4, low, chunk->row_bytes);
-        if (two_tokens)
-            _tile_loadd(7, others, strides[1]);
-        if (two_rows && two_tokens)
-            _tile_loadd(5, high, chunk->row_bytes);
         _tile_dpbf16ps(0, 4, 6);
-        if (two_tokens)
+        if (two_tokens) {
+            _tile_loadd(7, others, strides[1]);
             _tile_dpbf16ps(1, 4, 7);
-        if (two_rows && !two_tokens)
+        }
+        if (two_rows) {
             _tile_loadd(5, high, chunk->row_bytes);
-        if (two_rows)
             _tile_dpbf16ps(2, 5, 6);
+        }
         if (two_rows && two_tokens)
             _tile_dpbf16ps(3, 5, 7);
         if (chunk->next != NULL)
