@@ -41,6 +41,8 @@ static inline float gptoss_float_from_e8m0(uint8_t byte) {
                                   : byte == 0  ? 0x00400000u
                                                : (uint32_t)byte << 23);
 }
+/* The bits of that float32 for every byte, for kernels. */
+extern const uint32_t gptoss_e8m0_bits[256];
 /* OCP MX v1.0 E2M1, codes 0..15; 8 is -0. */
 extern const float gptoss_e2m1_values[16];
 
