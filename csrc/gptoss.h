@@ -231,7 +231,7 @@ struct gptoss_generator;
 struct gptoss_generator_options {
     int64_t max_context;        /* 0: the model's max_positions */
     enum gptoss_dtype kv_dtype; /* GPTOSS_DTYPE_F16 or GPTOSS_DTYPE_F32 */
-    int32_t block_size;         /* rows of a prefill block; 0: 512 */
+    int32_t block_size;         /* rows of a prefill block; 0: 2048 */
 };
 enum gptoss_status gptoss_generator_create(struct gptoss_model *model,
                                            const struct gptoss_generator_options *options,

@@ -45,7 +45,7 @@ class Generator:
             less. More than the model was made for is allowed, with a warning.
         kv_dtype: "f16" or "f32", the number format of the cache. Keys and values are rounded to it
             before any use.
-        block_size: rows of one prefill block, by default 512. Results are the same bits for any.
+        block_size: rows of one prefill block, by default 2048. Results are the same bits for any.
         speculate: True, or a Speculation, lets generate() guess tokens that the text suggests and
             compute them together. What it gives is the same bits; `speculation` tells what it does.
 

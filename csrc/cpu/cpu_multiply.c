@@ -8,9 +8,12 @@
 #include "numeric/dtype.h"
 #include "status.h"
 
-/* Up to this many tokens, four at a time, the vector kernels are faster than expanding a panel:
- * AVX2 on Zen 3 at 2880 columns, MXFP4 up to 8, the unscaled layouts up to 12 or more. */
+/* Up to this many tokens the vector kernels are faster than expanding a panel (AVX2, Zen 3, 2880
+ * columns: MXFP4 up to 8, bf16 and Q8_0 up to 12 or more; transposed storage, whose panels need no
+ * transposition, 1). */
 #define MAX_VECTOR_TOKENS 8
+#define MAX_VECTOR_TOKENS_TRANSPOSED 1
+#define MAX_VECTOR_TOKENS_BF16 3
 /* Packed bytes from which packing is worth the threads' waking. */
 #define MIN_SHARED_PACK_BYTES 65536
 
@@ -22,10 +25,13 @@ struct multiplication {
 
 static const struct gptoss_product_form *choose_form(const struct gptoss_bf16_unit *unit,
                                                      const struct gptoss_product *product) {
-    bool is_few = product->num_tokens <= MAX_VECTOR_TOKENS;
-    if (unit != NULL && gptoss_bf16_has_layout(product->matrix.layout))
-        return is_few ? unit->vector_form : unit->panel_form;
-    return is_few ? &gptoss_vector_form : &gptoss_panel_form;
+    enum gptoss_layout layout = product->matrix.layout;
+    if (unit != NULL && gptoss_bf16_has_layout(layout))
+        return product->num_tokens <= MAX_VECTOR_TOKENS_BF16 ? unit->vector_form : unit->panel_form;
+    bool is_transposed =
+        layout >= GPTOSS_LAYOUT_F32_TRANSPOSED && layout <= GPTOSS_LAYOUT_BF16_TRANSPOSED;
+    int64_t most = is_transposed ? MAX_VECTOR_TOKENS_TRANSPOSED : MAX_VECTOR_TOKENS;
+    return product->num_tokens <= most ? &gptoss_vector_form : &gptoss_panel_form;
 }
 
 static int64_t num_row_tasks(const struct gptoss_product *product) {

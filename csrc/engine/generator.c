@@ -7,7 +7,7 @@
 #include "platform/allocator.h"
 #include "status.h"
 
-#define DEFAULT_BLOCK_SIZE 512
+#define DEFAULT_BLOCK_SIZE 2048
 #define MAX_BLOCK_SIZE 65536
 #define MAX_CONTEXT INT32_MAX
 
