@@ -94,8 +94,9 @@ def answer(model: gptoss.Model, item: Item, kv_dtype: str) -> str:
 class Judge:
     """Answers and judges one question after the other; made once in every process."""
 
-    def __init__(self, shared: Path, kv_dtype: str, threads: int) -> None:
-        self.model = gptoss.Model("demo", threads=threads)
+    def __init__(self, shared: Path, kv_dtype: str, threads: int, **options: Any) -> None:
+        """options: of gptoss.Model."""
+        self.model = gptoss.Model("demo", threads=threads, **options)
         self.check = load_checker(shared)
         self.kv_dtype = kv_dtype
 

@@ -130,6 +130,10 @@ uint64_t gptoss_allocator_fail_at(uint64_t n);
 size_t gptoss_num_isas(void);
 const char *gptoss_isa_name(size_t index);
 bool gptoss_isa_available(size_t index);
+/* The same for precision "bf16" ("avx512_bf16", "amx"; none on other architectures). */
+size_t gptoss_num_bf16_isas(void);
+const char *gptoss_bf16_isa_name(size_t index);
+bool gptoss_bf16_isa_available(size_t index);
 /* Whether the processor and the operating system have a feature ("fma", "avx2", "avx512f", "f16c",
  * ...), by index. */
 size_t gptoss_num_cpu_features(void);
@@ -145,8 +149,8 @@ int gptoss_usable_cores(void);
 struct gptoss_model;
 struct gptoss_model_options {
     const char *device;    /* NULL or "cpu" */
-    const char *isa;       /* NULL: the best available */
-    const char *precision; /* NULL or "fp32" */
+    const char *isa;       /* NULL: the best available for the precision */
+    const char *precision; /* NULL or "fp32"; "bf16": see docs/numerics.md */
     int num_threads;       /* 0: gptoss_usable_cores() */
     bool read_files;       /* read the weights into memory instead of mapping the files */
     bool profile;          /* count and time the operations, for gptoss_model_profile_entry */

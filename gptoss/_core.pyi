@@ -15,6 +15,9 @@ def version() -> str: ...
 def isas() -> list[tuple[str, bool]]:
     """Compiled instruction sets and whether this machine has them, best last."""
 
+def bf16_isas() -> list[tuple[str, bool]]:
+    """The same of those that compute with precision bf16."""
+
 def cpu_features() -> dict[str, bool]: ...
 def usable_cpus() -> int: ...
 def usable_cores() -> int: ...
@@ -66,6 +69,16 @@ def kernel_multiply_panel(
     scales: _Buffer,
     x: _Buffer,
     num_tiles: int,
+    out: _Buffer,
+    /,
+) -> None: ...
+def kernel_product_bf16(
+    isa: str,
+    form: str,
+    matrix: _Matrix,
+    num_rows: int,
+    x: _Buffer,
+    num_tokens: int,
     out: _Buffer,
     /,
 ) -> None: ...

@@ -203,6 +203,14 @@ def matvec(
     return out
 
 
+def product_bf16(isa: str, form: str, matrix: Matrix, x: Float32) -> Float32:
+    """(num_tokens, num_rows): the matrix times each of x (num_tokens, num_columns) at precision
+    bf16. form: "vector", as few tokens are multiplied, or "panel", as many are."""
+    out = np.empty((len(x), matrix.num_rows), np.float32)
+    _core.kernel_product_bf16(isa, form, matrix.as_arguments(), matrix.num_rows, x, len(x), out)
+    return out
+
+
 @dataclass(frozen=True)
 class Panel:
     """32 rows of a matrix, expanded. scales is empty for unscaled layouts."""

@@ -125,11 +125,14 @@ class Model:
             for the model that comes with gptoss, or a name such as "openai/gpt-oss-20b" in the
             local Hugging Face cache. Nothing is downloaded.
         device: "cpu".
-        threads: how many to compute with; by default the physical cores
-            that this process may use.
-        isa: the instruction set, by default the best there is (gptoss doctor lists them). Results
-            are the same bits.
-        precision: "fp32".
+        threads: how many to compute with; by default the physical cores that this process may
+            use.
+        isa: the instruction set, by default the best there is for the precision (gptoss doctor
+            lists them). With "fp32" results are the same bits.
+        precision: "fp32", the default, or "bf16": activations are rounded to bfloat16 before every
+            matrix product, which AMX ("amx") or AVX512_BF16 ("avx512_bf16") then multiplies.
+            Processors with neither refuse it. Results depend on the instruction set, and on
+            nothing else.
         tokenizer: a Tokenizer, or the path of one; by default the tokenizer.json beside the
             weights.
         mmap: use the weights in place in the mapped files; False reads them into memory.

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import TypedDict
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,6 +69,26 @@ def _multiply_panel(rng: Rng, kind: str) -> Iterator[Case]:
         yield functools.partial(kernels.multiply_panel, panel=panel, x=x)
 
 
+def _product_bf16(rng: Rng, layout: str) -> Iterator[Case]:
+    """There is no scalar kernel: how many elements differ between one token and many, and how many
+    are far from the float32 product of the rounded inputs."""
+    matrix = _matrix(rng, layout, False)
+    x = kernels.random_input(rng, matrix.num_columns, num_tokens=int(rng.integers(1, 70)))
+    rounded = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+    def run(isa: str) -> NDArray[np.float32]:
+        if isa == "scalar":
+            return np.zeros(2, np.float32)
+        many = kernels.product_bf16(isa, "panel", matrix, x)
+        singles = [kernels.product_bf16(isa, "vector", matrix, token[None]) for token in x]
+        exact = np.stack([kernels.matvec("scalar", matrix, token) for token in rounded])
+        far = np.abs(many - exact) > 1e-4 * np.abs(exact).max()
+        different = kernels.num_different(many, np.concatenate(singles))
+        return np.array([different, np.count_nonzero(far)], np.float32)
+
+    yield run
+
+
 def _attention_tile(rng: Rng, kind: str) -> Iterator[Case]:
     tile, head_dim, num_queries = 64, 2 * int(rng.integers(1, 70)), int(rng.integers(1, 40))
     dtype = {"f16": np.float16, "f32": np.float32}[kind]
@@ -119,6 +140,7 @@ _FAMILIES: dict[str, Callable[[Rng, str], Iterator[Case]]] = {
     "matvec_": _matvec,
     "expand_panel_": _expand_panel,
     "multiply_panel_": _multiply_panel,
+    "product_bf16_": _product_bf16,
     "attention_tile_": _attention_tile,
     "": _elementwise,
 }
@@ -130,7 +152,8 @@ def _cases(rng: Rng, operation: str) -> Iterator[Case]:
 
 
 def self_test(isa: str, seed: int) -> list[OperationResult]:
-    """Compares every kernel of an instruction set with the scalar one, bit for bit, on random data.
+    """Compares every kernel of an instruction set with the scalar one, bit for bit, on random data;
+    products at precision bf16, which have none, between one token and many.
 
     Args:
         isa: one that this machine has.

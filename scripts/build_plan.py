@@ -1,7 +1,7 @@
 """Which C files are compiled, how often and with which flags, for setup.py, tests and sanitizers.
 
 File names decide. Under csrc:
-    *_avx2.c, *_avx512.c, *_neon.c  one instruction set, with its flags, only on its architecture
+    *_avx2.c, *_avx512.c, ...       one instruction set, with its flags, only on its architecture
     cpu/*_scalar.c                  "scalar", and on x86-64 also "scalar_fma" (hardware FMA)
     cpu/*_elementwise.c             once for every instruction set of the architecture,
     cpu/kernels_table.c             likewise
@@ -58,7 +58,12 @@ ISA_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     # the 32 registers.
     "aarch64": {"scalar": (), "neon": ("-fno-schedule-insns",)},
 }
-ALL_ISAS = ("avx2", "avx512", "neon")  # those that a file name can end in
+# Instruction sets that multiply at precision bf16 and have no kernels for anything else.
+BF16_FLAGS = (*AVX512_FLAGS, "-mavx512bf16")
+BF16_ISA_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {"avx512_bf16": BF16_FLAGS, "amx": (*BF16_FLAGS, "-mamx-tile", "-mamx-bf16")}
+}
+ALL_ISAS = ("avx2", "avx512", "avx512_bf16", "amx", "neon")  # those that a file name can end in
 
 PACKAGES = {
     "cjson/cJSON.h": "libcjson-dev (Debian, Ubuntu), cjson-devel (Fedora), cjson (Arch, Homebrew)",
@@ -84,8 +89,9 @@ def _isas_of(source: Path, machine: str) -> list[str] | None:
     """The instruction sets a file is compiled for, or None for a file that is compiled once."""
     isas = list(isa_flags(machine))
     ending = source.stem.rpartition("_")[2]
-    if ending in ALL_ISAS:
-        return [ending] if ending in isas else []
+    for isa in ALL_ISAS:
+        if source.stem.endswith("_" + isa):
+            return [isa] if isa in isas or isa in BF16_ISA_FLAGS.get(machine, {}) else []
     if "cpu" not in source.parts:
         return None
     if ending == "scalar":
@@ -97,13 +103,14 @@ def _isas_of(source: Path, machine: str) -> list[str] | None:
 
 def _plan(sources: Sequence[Path], machine: str) -> list[Unit]:
     units = []
+    all_flags = isa_flags(machine) | BF16_ISA_FLAGS.get(machine, {})
     for source in sources:
         name = "-".join(source.relative_to(ROOT / "csrc").with_suffix("").parts)
         isas = _isas_of(source.relative_to(ROOT), machine)
         if isas is None:
             units.append(Unit(source, f"{name}.o"))
         for isa in isas or ():
-            flags = (f"-DGPTOSS_ISA={isa}", *isa_flags(machine)[isa])
+            flags = (f"-DGPTOSS_ISA={isa}", *all_flags[isa])
             units.append(Unit(source, f"{name}.{isa}.o", flags))
     return units
 
@@ -116,9 +123,14 @@ def engine_units(machine: str | None = None) -> list[Unit]:
 
 
 def kernel_units(machine: str | None = None) -> list[Unit]:
-    """The kernels of every instruction set and what they need, which links without libraries."""
-    units = engine_units(machine)
-    return [unit for unit in units if unit.flags or unit.source.name in KERNEL_SOURCES]
+    """The kernels of every instruction set, those of bf16 apart, and what they need, which links
+    without libraries."""
+    bf16 = {f"-DGPTOSS_ISA={isa}" for isas in BF16_ISA_FLAGS.values() for isa in isas}
+    return [
+        unit
+        for unit in engine_units(machine)
+        if (unit.flags and not bf16.intersection(unit.flags)) or unit.source.name in KERNEL_SOURCES
+    ]
 
 
 def binding_units(machine: str | None = None) -> list[Unit]:

@@ -215,10 +215,10 @@ class Model:
             raise KeyError(name)
         return tensor.astype(np.float64)
 
-    def linear(self, prefix: str, x: Array) -> Array:
+    def linear(self, prefix: str, x: Array, precision: str = "fp32") -> Array:
         """x @ weight.T + bias; a bias that the checkpoint lacks is zero."""
         bias = self._find(prefix + ".bias")
-        y: Array = x @ self[prefix + ".weight"].T
+        y: Array = as_factor(x, precision) @ self[prefix + ".weight"].T
         return y if bias is None else y + bias.astype(np.float64)
 
     def experts(self, layer: int) -> Experts:
@@ -243,6 +243,14 @@ class Model:
     @cached_property
     def unembedding(self) -> Array:
         return self["model.embed_tokens.weight" if self.config.tied else "lm_head.weight"]
+
+
+def as_factor(x: Array, precision: str) -> Array:
+    """Activations as a matrix product takes them: float32, and at precision "bf16" rounded."""
+    if precision == "fp32":
+        return x
+    rounded: Array = x.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)
+    return rounded
 
 
 def rms_norm(x: Array, gain: Array, eps: float) -> Array:
@@ -289,15 +297,19 @@ def choose_experts(logits: Array, count: int) -> Array:
     return np.argsort(-logits, axis=-1, kind="stable")[:, :count]
 
 
-def run_experts(model: Model, layer: int, x: Array, chosen: Array) -> Array:
+def run_experts(
+    model: Model, layer: int, x: Array, chosen: Array, precision: str = "fp32"
+) -> Array:
     """Unweighted outputs (rows, k, hidden)."""
     config, experts = model.config, model.experts(layer)
     outputs = np.empty((*chosen.shape, x.shape[1]))
     for expert in np.unique(chosen):
         rows, ranks = np.nonzero(chosen == expert)
-        hidden = x[rows] @ experts.gate_up[expert].T + experts.gate_up_bias[expert]
+        hidden = as_factor(x[rows], precision) @ experts.gate_up[expert].T
+        hidden += experts.gate_up_bias[expert]
         hidden = swiglu(hidden, config.swiglu_limit, config.swiglu_alpha)
-        outputs[rows, ranks] = hidden @ experts.down[expert].T + experts.down_bias[expert]
+        output = as_factor(hidden, precision) @ experts.down[expert].T
+        outputs[rows, ranks] = output + experts.down_bias[expert]
     return outputs
 
 
@@ -307,13 +319,14 @@ def forward(
     *,
     kv_dtype: str = "f32",
     routes: dict[int, Array] | None = None,
+    precision: str = "fp32",
 ) -> dict[str, Array]:
     """Every named activation of a whole sequence, and "logits" (rows, vocab_size), all float64 but
     for the expert ids.
 
     kv_dtype "f16" rounds keys and values to binary16 before they are used, as the engine's default
-    cache does. routes forces the experts (rows, k) of the layers it names: two implementations may
-    part where two logits all but tie.
+    cache does. precision "bf16" rounds what every matrix product takes. routes forces the experts
+    (rows, k) of the layers it names: two implementations may part where two logits all but tie.
     """
     config = model.config
     inverse, concentration = inverse_frequencies(config)
@@ -326,10 +339,10 @@ def forward(
     x = model["model.embed_tokens.weight"][np.asarray(tokens)]
     trace = {"embedding": x}
     for layer in range(config.num_layers):
-        x = _attention_block(model, layer, x, rope, kv_dtype, trace)
-        x = _expert_block(model, layer, x, (routes or {}).get(layer), trace)
+        x = _attention_block(model, layer, x, rope, kv_dtype, trace, precision)
+        x = _expert_block(model, layer, x, (routes or {}).get(layer), trace, precision)
     trace["final_norm"] = rms_norm(x, model["model.norm.weight"], config.eps)
-    trace["logits"] = trace["final_norm"] @ model.unembedding.T
+    trace["logits"] = as_factor(trace["final_norm"], precision) @ model.unembedding.T
     return trace
 
 
@@ -340,12 +353,13 @@ def _attention_block(
     rope: tuple[Array, Array],
     kv_dtype: str,
     trace: dict[str, Array],
+    precision: str,
 ) -> Array:
     config, prefix, tap = model.config, f"model.layers.{layer}.", f"layers.{layer}."
     normed = rms_norm(x, model[prefix + "input_layernorm.weight"], config.eps)
 
     def project(name: str) -> Array:
-        return model.linear(f"{prefix}self_attn.{name}_proj", normed).reshape(
+        return model.linear(f"{prefix}self_attn.{name}_proj", normed, precision).reshape(
             len(x), -1, config.head_dim
         )
 
@@ -354,7 +368,8 @@ def _attention_block(
         k, v = k.astype(np.float16).astype(np.float64), v.astype(np.float16).astype(np.float64)
     window = config.window if config.is_sliding[layer] else None
     output, sink_mass = attention(q, k, v, model[prefix + "self_attn.sinks"], window)
-    residual: Array = x + model.linear(prefix + "self_attn.o_proj", output.reshape(len(x), -1))
+    attended = output.reshape(len(x), -1)
+    residual: Array = x + model.linear(prefix + "self_attn.o_proj", attended, precision)
     trace |= {
         tap + "attn_norm": normed,
         tap + "q": q,
@@ -368,16 +383,21 @@ def _attention_block(
 
 
 def _expert_block(
-    model: Model, layer: int, x: Array, route: Array | None, trace: dict[str, Array]
+    model: Model,
+    layer: int,
+    x: Array,
+    route: Array | None,
+    trace: dict[str, Array],
+    precision: str,
 ) -> Array:
     config, prefix, tap = model.config, f"model.layers.{layer}.", f"layers.{layer}."
     normed = rms_norm(x, model[prefix + "post_attention_layernorm.weight"], config.eps)
-    logits = model.linear(prefix + "mlp.router", normed)
+    logits = model.linear(prefix + "mlp.router", normed, precision)
     chosen = choose_experts(logits, config.experts_per_token) if route is None else route
     best = np.take_along_axis(logits, chosen, axis=-1)
     weights = np.exp(best - best.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    outputs = run_experts(model, layer, normed, chosen)
+    outputs = run_experts(model, layer, normed, chosen, precision)
     mlp_output = np.einsum("rk,rkh->rh", weights, outputs)
     trace |= {
         tap + "mlp_norm": normed,

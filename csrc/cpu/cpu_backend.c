@@ -274,8 +274,9 @@ static const struct gptoss_backend_operations cpu_operations = {
     .unembed = gptoss_cpu_unembed,
 };
 
-enum gptoss_status gptoss_cpu_backend_create(const struct gptoss_kernels *kernels, int num_threads,
-                                             struct gptoss_backend **backend_out,
+enum gptoss_status gptoss_cpu_backend_create(const struct gptoss_kernels *kernels,
+                                             const struct gptoss_bf16_unit *bf16_unit,
+                                             int num_threads, struct gptoss_backend **backend_out,
                                              struct gptoss_error *error) {
     *backend_out = NULL;
     struct gptoss_cpu_backend *backend = gptoss_allocate(1, sizeof *backend);
@@ -283,6 +284,7 @@ enum gptoss_status gptoss_cpu_backend_create(const struct gptoss_kernels *kernel
         return gptoss_error_memory(error, sizeof *backend, "the CPU back end");
     backend->base.operations = &cpu_operations;
     backend->kernels = kernels;
+    backend->bf16_unit = bf16_unit;
     backend->num_threads = num_threads;
     pthread_mutex_init(&backend->turn, NULL);
     atomic_store(&backend->owner, (int)getpid());

@@ -12,6 +12,8 @@
 #include "cpu/thread_pool.h"
 #include "platform/fp_environment.h"
 
+struct gptoss_bf16_unit;
+
 /* Memory that grows to the largest use and stays. */
 struct gptoss_scratch {
     void *memory;
@@ -21,6 +23,7 @@ struct gptoss_scratch {
 struct gptoss_cpu_backend {
     struct gptoss_backend base;
     const struct gptoss_kernels *kernels;
+    const struct gptoss_bf16_unit *bf16_unit; /* NULL: precision fp32 */
     int num_threads;
 
     /* One pass at a time. A forked child has neither the threads nor, perhaps, an unlocked mutex:
@@ -52,9 +55,10 @@ static inline int32_t *gptoss_buffer_ints(const struct gptoss_buffer *buffer) {
     return buffer->memory;
 }
 
-/* num_threads >= 1. */
-enum gptoss_status gptoss_cpu_backend_create(const struct gptoss_kernels *kernels, int num_threads,
-                                             struct gptoss_backend **backend_out,
+/* num_threads >= 1. bf16_unit: see cpu/bf16_units.h, NULL for precision fp32. */
+enum gptoss_status gptoss_cpu_backend_create(const struct gptoss_kernels *kernels,
+                                             const struct gptoss_bf16_unit *bf16_unit,
+                                             int num_threads, struct gptoss_backend **backend_out,
                                              struct gptoss_error *error);
 
 /* Runs tasks on the pool; GPTOSS_ERROR_INTERRUPTED once the caller's poll asked to stop. */

@@ -6,36 +6,30 @@
 
 enum { LANES = GPTOSS_LANES, ROWS = GPTOSS_PANEL_ROWS, PART = 8 };
 
-/* values[l][g][r] = element 16 g + l of row first_row + r, for 8 rows. */
-GPTOSS_INLINE void expand_part(const struct gptoss_matrix *matrix, const uint8_t *rows,
-                               int64_t num_rows, float *values, gptoss_load_8_fn *load,
-                               int64_t element_bytes) {
-    int64_t num_groups = gptoss_num_groups(matrix->num_columns, 1);
-    for (int64_t column = 0; column < matrix->num_columns; column += PART) {
-        int64_t left = matrix->num_columns - column, width = left < PART ? left : PART;
-        __m256 block[PART];
-        for (int64_t r = 0; r < PART; ++r) {
-            const uint8_t *row = rows + r * matrix->row_bytes;
-            uint8_t short_elements[PART * sizeof(float)] = {0};
-            if (width < PART && r < num_rows)
-                memcpy(short_elements, row + column * element_bytes,
-                       (size_t)(width * element_bytes));
-            block[r] = width < PART || r >= num_rows ? load(short_elements, 0) : load(row, column);
-        }
-        gptoss_transpose_8(block);
-        int64_t lane = column % LANES, group = column / LANES;
-        for (int64_t l = 0; l < width; ++l)
-            _mm256_storeu_ps(values + ((lane + l) * num_groups + group) * ROWS, block[l]);
-    }
-}
-
+/* values[l][g][r] = element 16 g + l of row first_row + r: all rows of 8 columns, then the next. */
 GPTOSS_INLINE void expand_unscaled(const struct gptoss_matrix *matrix, int64_t first_row,
                                    int64_t num_rows, struct gptoss_panel *panel,
                                    gptoss_load_8_fn *load, int64_t element_bytes) {
-    const uint8_t *rows = matrix->data + first_row * matrix->row_bytes;
-    for (int64_t r = 0; r < ROWS; r += PART)
-        expand_part(matrix, rows + r * matrix->row_bytes, num_rows - r, panel->values + r, load,
-                    element_bytes);
+    int64_t num_groups = gptoss_num_groups(matrix->num_columns, 1);
+    for (int64_t column = 0; column < matrix->num_columns; column += PART) {
+        int64_t left = matrix->num_columns - column, width = left < PART ? left : PART;
+        float *values = panel->values + (column % LANES * num_groups + column / LANES) * ROWS;
+        for (int64_t part = 0; part < ROWS; part += PART) {
+            __m256 block[PART];
+            for (int64_t r = 0; r < PART; ++r) {
+                const uint8_t *row = matrix->data + (first_row + part + r) * matrix->row_bytes;
+                bool exists = part + r < num_rows;
+                uint8_t short_elements[PART * sizeof(float)] = {0};
+                if (width < PART && exists)
+                    memcpy(short_elements, row + column * element_bytes,
+                           (size_t)(width * element_bytes));
+                block[r] = width < PART || !exists ? load(short_elements, 0) : load(row, column);
+            }
+            gptoss_transpose_8(block);
+            for (int64_t l = 0; l < width; ++l)
+                _mm256_storeu_ps(values + l * num_groups * ROWS + part, block[l]);
+        }
+    }
 }
 
 gptoss_expand_panel_fn GPTOSS_KERNEL(expand_panel_f32), GPTOSS_KERNEL(expand_panel_f16),
@@ -104,16 +98,17 @@ GPTOSS_INLINE void expand_mxfp4(const struct gptoss_matrix *matrix, enum gptoss_
             chain_floats = num_groups * PER_LANE * ROWS;
     int64_t scale_row_bytes =
         layout == GPTOSS_LAYOUT_MXFP4 ? matrix->scale_row_bytes : matrix->row_bytes;
-    for (int64_t part = 0; part < ROWS; part += PART) {
-        struct gptoss_mxfp4_row first = gptoss_mxfp4_row(matrix, layout, first_row + part);
-        for (int64_t block = 0; block < matrix->num_columns / 32; ++block) {
-            int64_t g = block / BLOCKS_PER_GROUP, b = block % BLOCKS_PER_GROUP;
+    struct gptoss_mxfp4_row row = gptoss_mxfp4_row(matrix, layout, first_row);
+    for (int64_t block = 0; block < matrix->num_columns / 32; ++block) {
+        int64_t g = block / BLOCKS_PER_GROUP, b = block % BLOCKS_PER_GROUP;
+        float *values = panel->values + b * LANES_PER_BLOCK * chain_floats + g * PER_LANE * ROWS,
+              *scales = panel->scales + (b * num_groups + g) * ROWS;
+        for (int64_t part = 0; part < ROWS; part += PART) {
+            struct gptoss_mxfp4_row first = row;
+            first.codes += part * matrix->row_bytes + block * row.codes_step;
+            first.scales += part * scale_row_bytes + block * row.scale_step;
             expand_block(&first, matrix->row_bytes, scale_row_bytes, num_rows - part, chain_floats,
-                         panel->values + b * LANES_PER_BLOCK * chain_floats + g * PER_LANE * ROWS +
-                             part,
-                         panel->scales + (b * num_groups + g) * ROWS + part);
-            first.codes += first.codes_step;
-            first.scales += first.scale_step;
+                         values + part, scales + part);
         }
     }
 }

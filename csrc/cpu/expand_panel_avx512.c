@@ -11,11 +11,10 @@ GPTOSS_INLINE void expand_unscaled(const struct gptoss_matrix *matrix, int64_t f
                                    int64_t num_rows, struct gptoss_panel *panel,
                                    gptoss_load_16_fn *load) {
     int64_t num_groups = gptoss_num_groups(matrix->num_columns, 1);
-    for (int64_t half = 0; half < ROWS; half += HALF)
-        for (int64_t g = 0; g < num_groups; ++g) {
-            int64_t width =
-                matrix->num_columns - g * LANES < LANES ? matrix->num_columns - g * LANES : LANES;
-            __mmask16 mask = gptoss_first_lanes(width);
+    for (int64_t g = 0; g < num_groups; ++g) {
+        int64_t left = matrix->num_columns - g * LANES, width = left < LANES ? left : LANES;
+        __mmask16 mask = gptoss_first_lanes(width);
+        for (int64_t half = 0; half < ROWS; half += HALF) {
             const uint8_t *rows = matrix->data + (first_row + half) * matrix->row_bytes;
             __m512 block[HALF];
             for (int64_t r = 0; r < HALF; ++r)
@@ -25,6 +24,7 @@ GPTOSS_INLINE void expand_unscaled(const struct gptoss_matrix *matrix, int64_t f
             for (int64_t l = 0; l < width; ++l)
                 _mm512_storeu_ps(panel->values + (l * num_groups + g) * ROWS + half, block[l]);
         }
+    }
 }
 
 gptoss_expand_panel_fn GPTOSS_KERNEL(expand_panel_f32), GPTOSS_KERNEL(expand_panel_f16),
@@ -70,34 +70,35 @@ GPTOSS_INLINE void expand_codes(const __m512i codes[HALF], int64_t num_blocks, f
     }
 }
 
-/* Sixteen rows, scales and all, of which num_rows exist; values and scales are theirs. */
-GPTOSS_INLINE void expand_mxfp4_rows(const struct gptoss_mxfp4_row *first, int64_t row_bytes,
-                                     int64_t scale_row_bytes, int64_t num_rows, int64_t num_columns,
-                                     float *values, float *scales) {
-    int64_t num_groups = gptoss_num_groups(num_columns, PER_LANE), num_blocks = num_columns / 32;
-    for (int64_t g = 0; g < num_groups; ++g) {
-        int64_t left = num_blocks - g * BLOCKS_PER_GROUP,
-                width = left < BLOCKS_PER_GROUP ? left : BLOCKS_PER_GROUP;
-        uint8_t scale_bytes[BLOCKS_PER_GROUP][HALF] = {{0}};
-        __m512i codes[HALF];
-        for (int64_t r = 0; r < HALF; ++r) {
-            uint8_t bytes[BLOCKS_PER_GROUP][16] = {{0}};
-            for (int64_t b = 0; r < num_rows && b < width; ++b) {
-                int64_t block = g * BLOCKS_PER_GROUP + b;
-                memcpy(bytes[b], first->codes + r * row_bytes + block * first->codes_step, 16);
-                scale_bytes[b][r] = first->scales[r * scale_row_bytes + block * first->scale_step];
-            }
-            codes[r] = _mm512_loadu_si512(bytes);
+/* The first num_blocks blocks of a group in sixteen rows, of which num_rows exist, scales and all;
+ * values and scales are theirs. */
+GPTOSS_INLINE void expand_group(const struct gptoss_mxfp4_row *first, int64_t row_bytes,
+                                int64_t scale_row_bytes, int64_t num_rows, int64_t num_blocks,
+                                int64_t num_groups, float *values, float *scales) {
+    uint8_t scale_bytes[BLOCKS_PER_GROUP][HALF] = {{0}};
+    __m512i codes[HALF];
+    for (int64_t r = 0; r < HALF; ++r) {
+        codes[r] = _mm512_setzero_si512();
+        if (r >= num_rows)
+            continue;
+        __m128i blocks[BLOCKS_PER_GROUP];
+        for (int64_t b = 0; b < BLOCKS_PER_GROUP; ++b) {
+            blocks[b] = _mm_setzero_si128();
+            if (b >= num_blocks)
+                continue;
+            blocks[b] = _mm_loadu_si128(
+                (const void *)(first->codes + r * row_bytes + b * first->codes_step));
+            scale_bytes[b][r] = first->scales[r * scale_row_bytes + b * first->scale_step];
         }
-        expand_codes(codes, width, values + g * PER_LANE * ROWS, num_groups);
-        for (int64_t b = 0; b < width; ++b) {
-            __m512 decoded = gptoss_decode_e8m0(_mm_loadu_si128((const void *)scale_bytes[b]));
-            __mmask16 exist = gptoss_first_lanes(num_rows < 0      ? 0
-                                                 : num_rows < HALF ? num_rows
-                                                                   : HALF);
-            _mm512_storeu_ps(scales + (b * num_groups + g) * ROWS,
-                             _mm512_maskz_mov_ps(exist, decoded));
-        }
+        codes[r] =
+            _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(blocks[1], blocks[0])),
+                               _mm256_set_m128i(blocks[3], blocks[2]), 1);
+    }
+    expand_codes(codes, num_blocks, values, num_groups);
+    __mmask16 exist = gptoss_first_lanes(num_rows < 0 ? 0 : num_rows < HALF ? num_rows : HALF);
+    for (int64_t b = 0; b < num_blocks; ++b) {
+        __m512 decoded = gptoss_decode_e8m0(_mm_loadu_si128((const void *)scale_bytes[b]));
+        _mm512_storeu_ps(scales + b * num_groups * ROWS, _mm512_maskz_mov_ps(exist, decoded));
     }
 }
 
@@ -105,10 +106,26 @@ GPTOSS_INLINE void expand_mxfp4(const struct gptoss_matrix *matrix, enum gptoss_
                                 int64_t first_row, int64_t num_rows, struct gptoss_panel *panel) {
     int64_t scale_row_bytes =
         layout == GPTOSS_LAYOUT_MXFP4 ? matrix->scale_row_bytes : matrix->row_bytes;
-    for (int64_t half = 0; half < ROWS; half += HALF) {
-        struct gptoss_mxfp4_row first = gptoss_mxfp4_row(matrix, layout, first_row + half);
-        expand_mxfp4_rows(&first, matrix->row_bytes, scale_row_bytes, num_rows - half,
-                          matrix->num_columns, panel->values + half, panel->scales + half);
+    int64_t num_groups = gptoss_num_groups(matrix->num_columns, PER_LANE);
+    struct gptoss_mxfp4_row row = gptoss_mxfp4_row(matrix, layout, first_row);
+    for (int64_t g = 0; g < num_groups; ++g) {
+        int64_t left = matrix->num_columns / 32 - g * BLOCKS_PER_GROUP;
+        for (int64_t half = 0; half < ROWS; half += HALF) {
+            struct gptoss_mxfp4_row first = row;
+            first.codes += half * matrix->row_bytes;
+            first.scales += half * scale_row_bytes;
+            float *values = panel->values + g * PER_LANE * ROWS + half,
+                  *scales = panel->scales + g * ROWS + half;
+            if (left >= BLOCKS_PER_GROUP && num_rows == ROWS)
+                expand_group(&first, matrix->row_bytes, scale_row_bytes, HALF, BLOCKS_PER_GROUP,
+                             num_groups, values, scales);
+            else
+                expand_group(&first, matrix->row_bytes, scale_row_bytes, num_rows - half,
+                             left < BLOCKS_PER_GROUP ? left : BLOCKS_PER_GROUP, num_groups, values,
+                             scales);
+        }
+        row.codes += BLOCKS_PER_GROUP * row.codes_step;
+        row.scales += BLOCKS_PER_GROUP * row.scale_step;
     }
 }
 

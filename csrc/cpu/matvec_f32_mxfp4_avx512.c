@@ -1,138 +1,158 @@
-/* out[r] = dot(row r, x) over MXFP4 rows: lane l of a group's 64 bytes is a dword of 8 codes, low
- * nibbles first. t = +0; t = fma(code, x, t) eight times; p = fma(scale, t, p) then the tree. A
- * code is looked up by a permutation, which counts only the low four bits of a lane: one shift a
- * code and no mask. The scales of four groups are decoded at once. */
-#include "cpu/kernels.h"
+/* out[v][r] = dot(row r, vector v) over MXFP4 rows: lane l of a group is a dword of 8 codes. t =
+ * +0; t = fma(code, x, t) eight times; p = fma(scale, t, p); then the tree.
+ *
+ * Before Zen 4 all 512-bit arithmetic shares two ports, so that each instruction spared counts. A
+ * code is looked up by a permutation, which sees only the low four bits of a lane. Codes 2 j and
+ * 2 j + 1 come from a load j bytes further on: unshifted and shifted by 4. Where a scale byte
+ * precedes each block, that load has the codes of block b another b bytes up: one shift by lanes
+ * instead of gathering the blocks. Scales are broadcast from a table. */
+#include "cpu/mxfp4_row.h"
 #include "cpu/simd_avx512.h"
 
-enum { ROWS = 2, PER_LANE = 8, GROUP = 128, GROUP_BYTES = 64, GROUP_SCALES = 4, BATCH = 4 };
+enum { ROWS = 2, PER_LANE = 8, GROUP = GPTOSS_LANES * PER_LANE, BLOCKS = 4, BLOCK = 32 };
 /* Rows are too short for the hardware's prefetchers: with it 23 of 27 GB/s come from memory,
  * without 9 (Zen 5). */
 enum { PREFETCH_BYTES = 6144 };
 
-GPTOSS_INLINE __m512 sum_group(__m512i codes, const float *x) {
-    __m512 t = _mm512_setzero_ps();
-    for (int i = 0; i < PER_LANE; ++i)
-        t = _mm512_fmadd_ps(gptoss_decode_e2m1(_mm512_srli_epi32(codes, 4 * i)),
-                            _mm512_loadu_ps(x + 16 * i), t);
-    return t;
+/* Loads of a group, each a byte further on. */
+struct loads {
+    __m512i at[PER_LANE / 2];
+};
+
+GPTOSS_INLINE struct loads load_group(const uint8_t *codes) {
+    struct loads loads;
+    for (int j = 0; j < PER_LANE / 2; ++j)
+        loads.at[j] = _mm512_loadu_si512(codes + j);
+    return loads;
 }
 
-/* The scales of group g of a batch, each in the four lanes of its block. */
-GPTOSS_INLINE __m512 spread_scales(__m512 scales, int g) {
-    const __m512i block_of_lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    return _mm512_permutexvar_ps(
-        _mm512_add_epi32(block_of_lane, _mm512_set1_epi32(GROUP_SCALES * g)), scales);
+/* The same of num_bytes bytes, of which none behind is read. */
+GPTOSS_INLINE struct loads load_short_group(const uint8_t *codes, int64_t num_bytes) {
+    struct loads loads;
+    for (int j = 0; j < PER_LANE / 2; ++j) {
+        int64_t left = num_bytes - j < 64 ? num_bytes - j : 64;
+        loads.at[j] = _mm512_maskz_loadu_epi8(UINT64_MAX >> (64 - left), codes + j);
+    }
+    return loads;
 }
 
-GPTOSS_INLINE void dot_rows(const struct gptoss_matrix *matrix, int64_t first_row,
-                            const float *x_lanes, float *out, int num_rows) {
-    const uint8_t *rows = matrix->data + first_row * matrix->row_bytes;
-    const uint8_t *row_scales = matrix->scales + first_row * matrix->scale_row_bytes;
-    int64_t num_whole = matrix->num_columns / GROUP;
-    __m512 p[ROWS], scales[ROWS];
+GPTOSS_INLINE __m512 decode(const struct loads *loads, bool is_gguf, int i) {
+    const __m512i block_bits =
+        _mm512_setr_epi32(0, 0, 0, 0, 8, 8, 8, 8, 16, 16, 16, 16, 24, 24, 24, 24);
+    __m512i codes = loads->at[i / 2];
+    if (is_gguf)
+        codes =
+            _mm512_srlv_epi32(codes, _mm512_add_epi32(block_bits, _mm512_set1_epi32(i % 2 * 4)));
+    else if (i % 2 == 1)
+        codes = _mm512_srli_epi32(codes, 4);
+    return gptoss_decode_e2m1(codes);
+}
+
+/* t[r][v] = the sum of code times x over the elements of a lane. */
+GPTOSS_INLINE void sum_group(const struct loads *loads, bool is_gguf, const float *x,
+                             int64_t distance, int num_rows, int num_vectors,
+                             __m512 (*t)[GPTOSS_MAX_VECTORS]) {
     for (int r = 0; r < num_rows; ++r)
-        p[r] = _mm512_setzero_ps();
-    int64_t g = 0;
-    for (; g + BATCH <= num_whole; g += BATCH) {
+        for (int v = 0; v < num_vectors; ++v)
+            t[r][v] = _mm512_setzero_ps();
+#pragma GCC unroll 8
+    for (int i = 0; i < PER_LANE; ++i) {
+        __m512 values[ROWS];
         for (int r = 0; r < num_rows; ++r)
-            scales[r] = gptoss_decode_e8m0(_mm_loadu_si128(
-                (const void *)(row_scales + r * matrix->scale_row_bytes + g * GROUP_SCALES)));
-        for (int b = 0; b < BATCH; ++b)
-            for (int r = 0; r < num_rows; ++r) {
-                const uint8_t *codes = rows + r * matrix->row_bytes + (g + b) * GROUP_BYTES;
-                _mm_prefetch((const char *)(codes + PREFETCH_BYTES), _MM_HINT_T0);
-                __m512 t = sum_group(_mm512_loadu_si512(codes), x_lanes + (g + b) * GROUP);
-                p[r] = _mm512_fmadd_ps(spread_scales(scales[r], b), t, p[r]);
-            }
-    }
-    /* Up to BATCH - 1 whole groups and a part of one, of 4, 8 or 12 lanes. */
-    int64_t lanes_left = (matrix->num_columns - g * GROUP) / PER_LANE;
-    for (int r = 0; lanes_left > 0 && r < num_rows; ++r) {
-        const uint8_t *from = row_scales + r * matrix->scale_row_bytes + g * GROUP_SCALES;
-        scales[r] =
-            gptoss_decode_e8m0(_mm_maskz_loadu_epi8(gptoss_first_lanes(lanes_left / 4), from));
-    }
-    for (int b = 0; lanes_left > 0; ++b, lanes_left -= GPTOSS_LANES) {
-        __mmask16 mask = gptoss_first_lanes(lanes_left < GPTOSS_LANES ? lanes_left : GPTOSS_LANES);
-        for (int r = 0; r < num_rows; ++r) {
-            __m512i codes = _mm512_maskz_loadu_epi32(mask, rows + r * matrix->row_bytes +
-                                                               (g + b) * GROUP_BYTES);
-            __m512 t = sum_group(codes, x_lanes + (g + b) * GROUP);
-            p[r] = _mm512_mask3_fmadd_ps(spread_scales(scales[r], b), t, p[r], mask);
+            values[r] = decode(&loads[r], is_gguf, i);
+        for (int v = 0; v < num_vectors; ++v) {
+            __m512 x_lane = _mm512_loadu_ps(x + v * distance + GPTOSS_LANES * i);
+            for (int r = 0; r < num_rows; ++r)
+                t[r][v] = _mm512_fmadd_ps(values[r], x_lane, t[r][v]);
         }
     }
+}
+
+/* Each of num_blocks scales in the four lanes of its block. */
+GPTOSS_INLINE __m512 load_scales(const uint8_t *scales, int64_t step, int num_blocks) {
+    __m512 spread = _mm512_set1_ps(gptoss_e8m0_value(scales[0]));
+    for (int b = 1; b < num_blocks; ++b)
+        spread = _mm512_mask_broadcastss_ps(spread, (__mmask16)(0xF << (4 * b)),
+                                            _mm_set_ss(gptoss_e8m0_value(scales[b * step])));
+    return spread;
+}
+
+GPTOSS_INLINE void dot_rows(const struct gptoss_matrix *matrix, enum gptoss_layout layout,
+                            int64_t first_row, const float *x, int num_rows, int num_vectors,
+                            float *out, int64_t out_stride) {
+    const bool is_gguf = layout == GPTOSS_LAYOUT_MXFP4_GGUF;
+    int64_t distance = gptoss_padded_columns(matrix->num_columns, PER_LANE),
+            left = matrix->num_columns;
+    struct gptoss_mxfp4_row rows[ROWS];
+    struct loads loads[ROWS];
+    __m512 p[ROWS][GPTOSS_MAX_VECTORS], t[ROWS][GPTOSS_MAX_VECTORS], scales;
+    for (int r = 0; r < num_rows; ++r) {
+        rows[r] = gptoss_mxfp4_row(matrix, layout, first_row + r);
+        for (int v = 0; v < num_vectors; ++v)
+            p[r][v] = _mm512_setzero_ps();
+    }
+    for (; left > GROUP; left -= GROUP, x += GROUP) {
+        for (int r = 0; r < num_rows; ++r) {
+            _mm_prefetch((const char *)(rows[r].codes + PREFETCH_BYTES), _MM_HINT_T0);
+            loads[r] = load_group(rows[r].codes);
+        }
+        sum_group(loads, is_gguf, x, distance, num_rows, num_vectors, t);
+        for (int r = 0; r < num_rows; ++r) {
+            scales = load_scales(rows[r].scales, rows[r].scale_step, BLOCKS);
+            for (int v = 0; v < num_vectors; ++v)
+                p[r][v] = _mm512_fmadd_ps(scales, t[r][v], p[r][v]);
+            rows[r].codes += BLOCKS * rows[r].codes_step;
+            rows[r].scales += BLOCKS * rows[r].scale_step;
+        }
+    }
+    /* The last group, of 1 to 4 blocks. */
+    int num_blocks = (int)(left / BLOCK);
     for (int r = 0; r < num_rows; ++r)
-        out[r] = gptoss_sum_16(p[r]);
+        loads[r] =
+            load_short_group(rows[r].codes, (num_blocks - 1) * rows[r].codes_step + BLOCK / 2);
+    sum_group(loads, is_gguf, x, distance, num_rows, num_vectors, t);
+    for (int r = 0; r < num_rows; ++r) {
+        scales = load_scales(rows[r].scales, rows[r].scale_step, num_blocks);
+        for (int v = 0; v < num_vectors; ++v) {
+            p[r][v] =
+                _mm512_mask3_fmadd_ps(scales, t[r][v], p[r][v], gptoss_first_lanes(4 * num_blocks));
+            out[v * out_stride + r] = gptoss_sum_16(p[r][v]);
+        }
+    }
 }
 
-gptoss_matvec_fn GPTOSS_KERNEL(matvec_mxfp4);
-
-static void matvec_mxfp4_one(const struct gptoss_matrix *matrix, int64_t first_row,
-                             int64_t num_rows, const float *x_lanes, float *out) {
+GPTOSS_INLINE void multiply(const struct gptoss_matrix *matrix, enum gptoss_layout layout,
+                            int64_t first_row, int64_t num_rows, const float *x, int at_once,
+                            int num_vectors, float *out) {
     int64_t r = 0;
-    for (; r + ROWS <= num_rows; r += ROWS)
-        dot_rows(matrix, first_row + r, x_lanes, out + r, ROWS);
+    for (; r + at_once <= num_rows; r += at_once)
+        dot_rows(matrix, layout, first_row + r, x, at_once, num_vectors, out + r, num_rows);
     for (; r < num_rows; ++r)
-        dot_rows(matrix, first_row + r, x_lanes, out + r, 1);
+        dot_rows(matrix, layout, first_row + r, x, 1, num_vectors, out + r, num_rows);
 }
+
+/* Several vectors are more than the first-level cache holds: two rows share their loads. */
+GPTOSS_INLINE void matvec(const struct gptoss_matrix *matrix, enum gptoss_layout layout,
+                          int64_t first_row, int64_t num_rows, const float *x, int32_t num_vectors,
+                          float *out) {
+    switch (num_vectors) {
+    case 1: multiply(matrix, layout, first_row, num_rows, x, 1, 1, out); break;
+    case 2: multiply(matrix, layout, first_row, num_rows, x, ROWS, 2, out); break;
+    case 3: multiply(matrix, layout, first_row, num_rows, x, ROWS, 3, out); break;
+    default: multiply(matrix, layout, first_row, num_rows, x, ROWS, 4, out);
+    }
+}
+
+gptoss_matvec_fn GPTOSS_KERNEL(matvec_mxfp4), GPTOSS_KERNEL(matvec_mxfp4_gguf);
 
 void GPTOSS_KERNEL(matvec_mxfp4)(const struct gptoss_matrix *matrix, int64_t first_row,
                                  int64_t num_rows, const float *x_lanes, int32_t num_vectors,
                                  float *out) {
-    for (int32_t v = 0; v < num_vectors; ++v)
-        matvec_mxfp4_one(matrix, first_row, num_rows,
-                         x_lanes + v * gptoss_padded_columns(matrix->num_columns, PER_LANE),
-                         out + v * num_rows);
-}
-
-/* ---- blocks of 17 bytes ---- */
-
-/* The codes of the first num_blocks blocks of a group; the lanes of the others are 0. */
-GPTOSS_INLINE __m512i load_codes(const uint8_t *blocks, int num_blocks) {
-    __m128i quarter[GROUP_SCALES];
-    for (int b = 0; b < GROUP_SCALES; ++b)
-        quarter[b] = b < num_blocks ? _mm_loadu_si128((const void *)(blocks + b * 17 + 1))
-                                    : _mm_setzero_si128();
-    __m512i codes = _mm512_inserti32x4(_mm512_castsi128_si512(quarter[0]), quarter[1], 1);
-    return _mm512_inserti32x4(_mm512_inserti32x4(codes, quarter[2], 2), quarter[3], 3);
-}
-
-GPTOSS_INLINE __m512 load_scales(const uint8_t *blocks, int num_blocks) {
-    uint32_t bytes = 0;
-    for (int b = 0; b < num_blocks; ++b)
-        bytes |= (uint32_t)blocks[b * 17] << (8 * b);
-    return spread_scales(gptoss_decode_e8m0(_mm_cvtsi32_si128((int)bytes)), 0);
-}
-
-static float dot_gguf(const uint8_t *blocks, int64_t num_columns, const float *x_lanes) {
-    __m512 p = _mm512_setzero_ps();
-    for (; num_columns >= GROUP; num_columns -= GROUP, blocks += 68, x_lanes += GROUP)
-        p = _mm512_fmadd_ps(load_scales(blocks, GROUP_SCALES),
-                            sum_group(load_codes(blocks, GROUP_SCALES), x_lanes), p);
-    if (num_columns > 0) {
-        int num_blocks = (int)(num_columns / 32);
-        __m512 t = sum_group(load_codes(blocks, num_blocks), x_lanes);
-        p = _mm512_mask3_fmadd_ps(load_scales(blocks, num_blocks), t, p,
-                                  gptoss_first_lanes(num_columns / PER_LANE));
-    }
-    return gptoss_sum_16(p);
-}
-
-gptoss_matvec_fn GPTOSS_KERNEL(matvec_mxfp4_gguf);
-
-static void matvec_mxfp4_gguf_one(const struct gptoss_matrix *matrix, int64_t first_row,
-                                  int64_t num_rows, const float *x_lanes, float *out) {
-    for (int64_t r = 0; r < num_rows; ++r)
-        out[r] = dot_gguf(matrix->data + (first_row + r) * matrix->row_bytes, matrix->num_columns,
-                          x_lanes);
+    matvec(matrix, GPTOSS_LAYOUT_MXFP4, first_row, num_rows, x_lanes, num_vectors, out);
 }
 
 void GPTOSS_KERNEL(matvec_mxfp4_gguf)(const struct gptoss_matrix *matrix, int64_t first_row,
                                       int64_t num_rows, const float *x_lanes, int32_t num_vectors,
                                       float *out) {
-    for (int32_t v = 0; v < num_vectors; ++v)
-        matvec_mxfp4_gguf_one(matrix, first_row, num_rows,
-                              x_lanes + v * gptoss_padded_columns(matrix->num_columns, PER_LANE),
-                              out + v * num_rows);
+    matvec(matrix, GPTOSS_LAYOUT_MXFP4_GGUF, first_row, num_rows, x_lanes, num_vectors, out);
 }

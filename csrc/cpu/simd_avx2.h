@@ -39,6 +39,12 @@ GPTOSS_INLINE __m256 gptoss_fma_masked(__m256 a, __m256 b, __m256 p, __m256i mas
     return _mm256_blendv_ps(p, _mm256_fmadd_ps(a, b, p), _mm256_castsi256_ps(mask));
 }
 
+/* Brings what lies `distance` bytes behind num_bytes that are being read; it may not exist. */
+GPTOSS_INLINE void gptoss_prefetch_next(const uint8_t *from, int64_t distance, int64_t num_bytes) {
+    for (int64_t byte = 0; byte < num_bytes; byte += 64)
+        _mm_prefetch((const char *)from + distance + byte, _MM_HINT_T0);
+}
+
 /* The tree of a dot product: l += l+8, +4, +2, +1. */
 GPTOSS_INLINE float gptoss_sum_16(__m256 low, __m256 high) {
     __m256 eight = _mm256_add_ps(low, high);
@@ -69,33 +75,42 @@ GPTOSS_INLINE __m256 gptoss_load_8_q8_0(const uint8_t *row, int64_t column) {
     return _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(scale)), _mm256_cvtepi32_ps(codes));
 }
 
-/* The 8 codes of each of 8 dwords, low nibbles first, to E2M1 values: values[i] holds code i of
- * every dword. Bytes are looked up all at once: the values are exact in bf16, whose two bytes come
- * from two 16-entry tables. The bytes of each table are then put together two to a dword, and each
- * of the two becomes a float by a mask or a shift. */
-GPTOSS_INLINE void gptoss_decode_e2m1(__m256i codes, __m256 values[8]) {
+/* The 8 codes of each of 8 dwords, low nibbles first, as E2M1 values in bf16: pairs[odd + 2 * k]
+ * holds codes odd + 2 * k and odd + 2 * k + 4 of every dword, low half first. Bytes are looked up
+ * all at once, the two bytes of a bf16 in a table each. They were brought into such an order that
+ * joining the two puts a pair into its dword. */
+GPTOSS_INLINE void gptoss_look_up_e2m1(__m256i codes, __m256i pairs[4]) {
+    const __m256i order = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
     const __m256i high_table = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0x00, 0x3F, 0x3F, 0x3F, 0x40, 0x40, 0x40, 0x40, (char)0x80, (char)0xBF,
                       (char)0xBF, (char)0xBF, (char)0xC0, (char)0xC0, (char)0xC0, (char)0xC0));
     const __m256i low_table = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0x00, 0x00, (char)0x80, (char)0xC0, 0x00, 0x40, (char)0x80, (char)0xC0, 0x00,
                       0x00, (char)0x80, (char)0xC0, 0x00, 0x40, (char)0x80, (char)0xC0));
-    const __m256i low_byte = _mm256_set1_epi16(0x00FF),
-                  high_half = _mm256_set1_epi32((int)0xFFFF0000);
     const __m256i nibble = _mm256_set1_epi8(15);
+    codes = _mm256_shuffle_epi8(codes, order);
     for (int odd = 0; odd < 2; ++odd) {
         __m256i index = _mm256_and_si256(odd ? _mm256_srli_epi16(codes, 4) : codes, nibble);
         __m256i high = _mm256_shuffle_epi8(high_table, index),
                 low = _mm256_shuffle_epi8(low_table, index);
-        __m256i bytes_0_2 =
-            _mm256_or_si256(_mm256_slli_epi16(high, 8), _mm256_and_si256(low, low_byte));
-        __m256i bytes_1_3 =
-            _mm256_or_si256(_mm256_andnot_si256(low_byte, high), _mm256_srli_epi16(low, 8));
-        values[odd] = _mm256_castsi256_ps(_mm256_slli_epi32(bytes_0_2, 16));
-        values[odd + 2] = _mm256_castsi256_ps(_mm256_slli_epi32(bytes_1_3, 16));
-        values[odd + 4] = _mm256_castsi256_ps(_mm256_and_si256(bytes_0_2, high_half));
-        values[odd + 6] = _mm256_castsi256_ps(_mm256_and_si256(bytes_1_3, high_half));
+        pairs[odd] = _mm256_unpacklo_epi8(low, high);
+        pairs[odd + 2] = _mm256_unpackhi_epi8(low, high);
     }
+}
+
+/* Code i of every dword. */
+GPTOSS_INLINE __m256 gptoss_e2m1_value(const __m256i pairs[4], int i) {
+    return _mm256_castsi256_ps(
+        i < 4 ? _mm256_slli_epi32(pairs[i], 16)
+              : _mm256_and_si256(pairs[i - 4], _mm256_set1_epi32((int)0xFFFF0000)));
+}
+
+GPTOSS_INLINE void gptoss_decode_e2m1(__m256i codes, __m256 values[8]) {
+    __m256i pairs[4];
+    gptoss_look_up_e2m1(codes, pairs);
+    for (int i = 0; i < 8; ++i)
+        values[i] = gptoss_e2m1_value(pairs, i);
 }
 
 /* Eight E8M0 bytes to scales: byte 0 is 2^-127, 0xFF is NaN. */

@@ -32,6 +32,12 @@ GPTOSS_INLINE __mmask16 gptoss_first_lanes(int64_t n) {
     return (__mmask16)((1u << n) - 1);
 }
 
+/* Brings what lies `distance` bytes behind num_bytes that are being read; it may not exist. */
+GPTOSS_INLINE void gptoss_prefetch_next(const uint8_t *from, int64_t distance, int64_t num_bytes) {
+    for (int64_t byte = 0; byte < num_bytes; byte += 64)
+        _mm_prefetch((const char *)from + distance + byte, _MM_HINT_T0);
+}
+
 /* The tree of a dot product: l += l+8, +4, +2, +1. */
 GPTOSS_INLINE float gptoss_sum_16(__m512 p) {
     __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(p), _mm512_extractf32x8_ps(p, 1));

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cpu/cpu_backend.h"
+#include "cpu/bf16_units.h"
 #include "numeric/dtype.h"
 #include "platform/allocator.h"
 #include "status.h"
@@ -18,48 +18,111 @@ const char *gptoss_version(void) {
 
 /* ---- opening ---- */
 
+/* other: NULL for a single choice. */
 static enum gptoss_status check_choice(const char *what, const char *value, const char *supported,
-                                       struct gptoss_error *error) {
-    if (value == NULL || strcmp(value, supported) == 0)
+                                       const char *other, struct gptoss_error *error) {
+    if (value == NULL || strcmp(value, supported) == 0 ||
+        (other != NULL && strcmp(value, other) == 0))
         return GPTOSS_OK;
+    const char *separator = other != NULL ? ", " : "";
+    other = other != NULL ? other : "";
     gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
-                     "%s '%s' is not available in this build; supported: %s", what, value,
-                     supported);
-    gptoss_error_expected(error, "%s", supported);
+                     "%s '%s' is not available in this build; supported: %s%s%s", what, value,
+                     supported, separator, other);
+    gptoss_error_expected(error, "%s%s%s", supported, separator, other);
     gptoss_error_found(error, "%s", value);
     return GPTOSS_ERROR_UNSUPPORTED;
 }
 
-static enum gptoss_status choose_kernels(const char *isa, const struct gptoss_kernels **kernels_out,
-                                         struct gptoss_error *error) {
-    *kernels_out = gptoss_kernels_select(isa);
-    if (*kernels_out != NULL)
-        return GPTOSS_OK;
-    char available[128] = "";
-    for (size_t i = 0; i < gptoss_num_isas(); ++i) {
-        if (!gptoss_isa_available(i))
+/* The names of the instruction sets that this machine has, or of all: "avx2, avx512". */
+struct isa_list {
+    char names[128];
+};
+
+static struct isa_list list_isas(bool bf16, bool all) {
+    struct isa_list list = {""};
+    size_t count = bf16 ? gptoss_num_bf16_isas() : gptoss_num_isas();
+    for (size_t i = 0; i < count; ++i) {
+        if (!all && !(bf16 ? gptoss_bf16_isa_available(i) : gptoss_isa_available(i)))
             continue;
-        size_t length = strlen(available);
-        snprintf(available + length, sizeof available - length, "%s%s", length > 0 ? ", " : "",
-                 gptoss_isa_name(i));
+        size_t length = strlen(list.names);
+        snprintf(list.names + length, sizeof list.names - length, "%s%s", length > 0 ? ", " : "",
+                 bf16 ? gptoss_bf16_isa_name(i) : gptoss_isa_name(i));
     }
-    gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
-                     "instruction set '%s' is unknown or this processor lacks it; available: %s",
-                     isa != NULL ? isa : "any", available);
-    gptoss_error_expected(error, "%s", available);
+    return list;
+}
+
+static bool is_bf16_isa(const char *isa) {
+    for (size_t i = 0; isa != NULL && i < gptoss_num_bf16_isas(); ++i)
+        if (strcmp(isa, gptoss_bf16_isa_name(i)) == 0)
+            return true;
+    return false;
+}
+
+static enum gptoss_status choose_fp32(struct gptoss_model *model, const char *isa,
+                                      const struct gptoss_kernels **kernels_out,
+                                      struct gptoss_error *error) {
+    *kernels_out = gptoss_kernels_select(isa);
+    if (*kernels_out != NULL) {
+        model->isa = (*kernels_out)->isa;
+        model->precision = "fp32";
+        return GPTOSS_OK;
+    }
+    struct isa_list available = list_isas(false, false);
+    if (is_bf16_isa(isa))
+        gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
+                         "instruction set '%s' computes with precision 'bf16' only: ask for that, "
+                         "or for one of %s",
+                         isa, available.names);
+    else
+        gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
+                         "instruction set '%s' is unknown or this processor lacks it; available: "
+                         "%s",
+                         isa != NULL ? isa : "any", available.names);
+    gptoss_error_expected(error, "%s", available.names);
     gptoss_error_found(error, "%s", isa != NULL ? isa : "none");
+    return GPTOSS_ERROR_UNSUPPORTED;
+}
+
+static enum gptoss_status choose_bf16(struct gptoss_model *model, const char *isa,
+                                      const struct gptoss_bf16_unit **unit_out,
+                                      const struct gptoss_kernels **kernels_out,
+                                      struct gptoss_error *error) {
+    *unit_out = gptoss_bf16_unit_select(isa, kernels_out);
+    if (*unit_out != NULL) {
+        model->isa = (*unit_out)->isa;
+        model->precision = "bf16";
+        return GPTOSS_OK;
+    }
+    struct isa_list all = list_isas(true, true), available = list_isas(true, false);
+    const char *here = available.names[0] != '\0' ? available.names : "none of them";
+    if (all.names[0] == '\0')
+        gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
+                         "precision 'bf16' is not available on this kind of processor; use "
+                         "precision 'fp32'");
+    else
+        gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
+                         "precision 'bf16' needs one of the instruction sets %s%s%s, and this "
+                         "machine has %s; use precision 'fp32'",
+                         all.names, isa != NULL ? ", not " : "", isa != NULL ? isa : "", here);
+    gptoss_error_expected(error, "%s", all.names);
+    gptoss_error_found(error, "%s", isa != NULL ? isa : here);
     return GPTOSS_ERROR_UNSUPPORTED;
 }
 
 static enum gptoss_status create_backend(struct gptoss_model *model,
                                          const struct gptoss_model_options *options,
                                          struct gptoss_error *error) {
-    enum gptoss_status status = check_choice("device", options->device, "cpu", error);
+    enum gptoss_status status = check_choice("device", options->device, "cpu", NULL, error);
     if (status == GPTOSS_OK)
-        status = check_choice("precision", options->precision, "fp32", error);
+        status = check_choice("precision", options->precision, "fp32", "bf16", error);
     const struct gptoss_kernels *kernels = NULL;
-    if (status == GPTOSS_OK)
-        status = choose_kernels(options->isa, &kernels, error);
+    const struct gptoss_bf16_unit *unit = NULL;
+    bool is_bf16 = options->precision != NULL && strcmp(options->precision, "bf16") == 0;
+    if (status == GPTOSS_OK && is_bf16)
+        status = choose_bf16(model, options->isa, &unit, &kernels, error);
+    else if (status == GPTOSS_OK)
+        status = choose_fp32(model, options->isa, &kernels, error);
     if (status != GPTOSS_OK)
         return status;
     if (options->num_threads < 0 || options->num_threads > MAX_THREADS) {
@@ -70,9 +133,8 @@ static enum gptoss_status create_backend(struct gptoss_model *model,
         gptoss_error_found(error, "%d", options->num_threads);
         return GPTOSS_ERROR_ARGUMENT;
     }
-    model->isa = kernels->isa;
     model->num_threads = options->num_threads > 0 ? options->num_threads : gptoss_usable_cores();
-    return gptoss_cpu_backend_create(kernels, model->num_threads, &model->backend, error);
+    return gptoss_cpu_backend_create(kernels, unit, model->num_threads, &model->backend, error);
 }
 
 enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model_options *options,
@@ -156,8 +218,7 @@ const char *gptoss_model_isa(const struct gptoss_model *model) {
     return model->isa;
 }
 const char *gptoss_model_precision(const struct gptoss_model *model) {
-    (void)model;
-    return "fp32";
+    return model->precision;
 }
 int gptoss_model_num_threads(const struct gptoss_model *model) {
     return model->num_threads;

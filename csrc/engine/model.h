@@ -17,7 +17,7 @@ struct gptoss_model {
     const struct gptoss_config *config;
     struct gptoss_backend *backend;
     struct gptoss_profiler *profiler; /* in front of the back end, which owns it; or NULL */
-    const char *isa;
+    const char *isa, *precision;
     int num_threads;
     struct gptoss_rope rope;
     float attention_scale; /* 1 / sqrt(head_dim) */

@@ -28,6 +28,12 @@ size_t gptoss_dtype_bytes(enum gptoss_dtype dtype) {
 const float gptoss_e2m1_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                                       -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 
+#define E8M0(b) (b) == 0 ? 0x00400000u : (b) == 255 ? 0x7FC00000u : (uint32_t)(b) << 23
+#define E8M0_4(b) E8M0(b), E8M0((b) + 1), E8M0((b) + 2), E8M0((b) + 3)
+#define E8M0_16(b) E8M0_4(b), E8M0_4((b) + 4), E8M0_4((b) + 8), E8M0_4((b) + 12)
+#define E8M0_64(b) E8M0_16(b), E8M0_16((b) + 16), E8M0_16((b) + 32), E8M0_16((b) + 48)
+const uint32_t gptoss_e8m0_bits[256] = {E8M0_64(0), E8M0_64(64), E8M0_64(128), E8M0_64(192)};
+
 float gptoss_float_from_f16(uint16_t bits) {
     uint32_t sign = (uint32_t)(bits & 0x8000) << 16;
     uint32_t exponent = bits >> 10 & 0x1F, mantissa = bits & 0x3FF;

@@ -21,6 +21,13 @@ static inline uint32_t gptoss_bits_from_float(float value) {
 static inline float gptoss_float_from_bf16(uint16_t bits) {
     return gptoss_float_from_bits((uint32_t)bits << 16);
 }
+/* The nearest bf16, of two the even one; NaN stays NaN. */
+static inline float gptoss_round_to_bf16(float value) {
+    uint32_t bits = gptoss_bits_from_float(value);
+    uint32_t rounded = bits + 0x7FFFu + (bits >> 16 & 1), nan = bits | 0x400000u;
+    uint32_t chosen = (bits & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded;
+    return gptoss_float_from_bits(chosen & 0xFFFF0000u);
+}
 
 /* IEEE binary16, exact. */
 float gptoss_float_from_f16(uint16_t bits);
@@ -34,6 +41,8 @@ static inline float gptoss_float_from_e8m0(uint8_t byte) {
                                   : byte == 0  ? 0x00400000u
                                                : (uint32_t)byte << 23);
 }
+/* The bits of that float32 for every byte, for kernels. */
+extern const uint32_t gptoss_e8m0_bits[256];
 /* OCP MX v1.0 E2M1, codes 0..15; 8 is -0. */
 extern const float gptoss_e2m1_values[16];
 

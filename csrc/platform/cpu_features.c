@@ -19,6 +19,8 @@ static const struct {
     {"avx512vl", GPTOSS_CPU_AVX512VL},
     {"avx512_vnni", GPTOSS_CPU_AVX512_VNNI},
     {"avx512_bf16", GPTOSS_CPU_AVX512_BF16},
+    {"amx_tile", GPTOSS_CPU_AMX_TILE},
+    {"amx_bf16", GPTOSS_CPU_AMX_BF16},
 #elif defined(__aarch64__)
     {"asimd", GPTOSS_CPU_ASIMD},
     {"asimddp", GPTOSS_CPU_ASIMDDP},
@@ -29,6 +31,8 @@ static const struct {
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* Intel SDM volume 2, CPUID. A register file the system does not save (XCR0) is as good as none. */
 static uint32_t ask_processor(void) {
@@ -61,11 +65,24 @@ static uint32_t ask_processor(void) {
         features |= GPTOSS_CPU_AVX512VL;
     if (ecx & bit_AVX512VNNI)
         features |= GPTOSS_CPU_AVX512_VNNI;
+    const uint32_t tile_state = 0x60000;
+    if ((saved & tile_state) == tile_state && (edx & bit_AMX_TILE)) {
+        features |= GPTOSS_CPU_AMX_TILE;
+        if (edx & bit_AMX_BF16)
+            features |= GPTOSS_CPU_AMX_BF16;
+    }
     unsigned int max_subleaf = eax;
     if (max_subleaf >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
         (eax & bit_AVX512BF16))
         features |= GPTOSS_CPU_AVX512_BF16;
     return features;
+}
+
+/* Linux, Documentation/arch/x86/xstate.rst: the tiles' 8 KiB are not part of a thread's saved state
+ * until its process asks. */
+bool gptoss_amx_request(void) {
+    const int arch_req_xcomp_perm = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, arch_req_xcomp_perm, tile_data) == 0;
 }
 
 #elif defined(__aarch64__)

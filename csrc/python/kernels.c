@@ -5,7 +5,7 @@
  * (empty where the layout has none). */
 #include <string.h>
 
-#include "cpu/kernels.h"
+#include "cpu/bf16_units.h"
 #include "cpu/machine_limits.h"
 #include "platform/allocator.h"
 #include "python/binding.h"
@@ -43,13 +43,12 @@ static const char *const other_operations[] = {
 };
 
 /* Steals operation. */
-static bool append_kernel(PyObject *list, size_t isa, PyObject *operation) {
+static bool append_kernel(PyObject *list, const char *isa, bool available, PyObject *operation) {
     if (operation == NULL)
         return false;
-    PyObject *item = Py_BuildValue("{s:N,s:O,s:s,s:O}", "name",
-                                   PyUnicode_FromFormat("%U_%s", operation, gptoss_isa_name(isa)),
-                                   "operation", operation, "isa", gptoss_isa_name(isa), "available",
-                                   gptoss_isa_available(isa) ? Py_True : Py_False);
+    PyObject *item = Py_BuildValue(
+        "{s:N,s:O,s:s,s:O}", "name", PyUnicode_FromFormat("%U_%s", operation, isa), "operation",
+        operation, "isa", isa, "available", available ? Py_True : Py_False);
     bool done = item != NULL && PyList_Append(list, item) == 0;
     Py_XDECREF(item);
     Py_DECREF(operation);
@@ -57,14 +56,27 @@ static bool append_kernel(PyObject *list, size_t isa, PyObject *operation) {
 }
 
 static bool append_level(PyObject *list, size_t isa) {
+    const char *name = gptoss_isa_name(isa);
+    bool available = gptoss_isa_available(isa);
     for (int layout = 0; layout < GPTOSS_NUM_LAYOUTS; ++layout) {
-        if (!append_kernel(list, isa, PyUnicode_FromFormat("matvec_%s", layout_names[layout])) ||
-            !append_kernel(list, isa,
+        if (!append_kernel(list, name, available,
+                           PyUnicode_FromFormat("matvec_%s", layout_names[layout])) ||
+            !append_kernel(list, name, available,
                            PyUnicode_FromFormat("expand_panel_%s", layout_names[layout])))
             return false;
     }
     for (size_t i = 0; i < sizeof other_operations / sizeof other_operations[0]; ++i)
-        if (!append_kernel(list, isa, PyUnicode_FromString(other_operations[i])))
+        if (!append_kernel(list, name, available, PyUnicode_FromString(other_operations[i])))
+            return false;
+    return true;
+}
+
+/* The products of a bf16 instruction set, by layout. */
+static bool append_unit(PyObject *list, size_t unit) {
+    for (int layout = 0; layout < GPTOSS_NUM_LAYOUTS; ++layout)
+        if (gptoss_bf16_has_layout((enum gptoss_layout)layout) &&
+            !append_kernel(list, gptoss_bf16_isa_name(unit), gptoss_bf16_isa_available(unit),
+                           PyUnicode_FromFormat("product_bf16_%s", layout_names[layout])))
             return false;
     return true;
 }
@@ -76,6 +88,9 @@ static PyObject *list_kernels(PyObject *module, PyObject *unused) {
     PyObject *list = PyList_New(0);
     for (size_t isa = 0; list != NULL && isa < gptoss_num_isas(); ++isa)
         if (!append_level(list, isa))
+            Py_CLEAR(list);
+    for (size_t unit = 0; list != NULL && unit < gptoss_num_bf16_isas(); ++unit)
+        if (!append_unit(list, unit))
             Py_CLEAR(list);
     return list;
 }
@@ -316,6 +331,88 @@ static PyObject *multiply_panel(PyObject *module, PyObject *arguments) {
     return done ? Py_NewRef(Py_None) : NULL;
 }
 
+/* ---- products at precision bf16 ---- */
+
+static const struct gptoss_bf16_unit *select_unit(const char *isa,
+                                                  const struct gptoss_kernels **kernels_out) {
+    const struct gptoss_bf16_unit *unit = gptoss_bf16_unit_select(isa, kernels_out);
+    if (unit == NULL)
+        gptoss_python_raise_as("UnsupportedError", "no bf16 products by %s on this machine", isa);
+    return unit;
+}
+
+/* As the back end carries out a product, but on one thread. False: no memory. */
+static bool carry_out(const struct gptoss_kernels *kernels, struct gptoss_product *product) {
+    const struct gptoss_product_form *form = product->form;
+    int64_t num_pieces = gptoss_product_num_pieces(product),
+            piece_bytes = form->piece_bytes(product), num_rows = product->matrix.num_rows;
+    uint8_t *packed = gptoss_allocate((size_t)num_pieces, (size_t)piece_bytes);
+    void *scratch = gptoss_allocate(form->scratch_bytes(product), 1);
+    bool done = packed != NULL && scratch != NULL;
+    for (int64_t piece = 0; done && piece < num_pieces; ++piece)
+        form->pack(product, piece, packed + piece * piece_bytes);
+    product->packed = packed;
+    for (int64_t row = 0; done && row < num_rows; row += form->task_rows) {
+        int64_t left = num_rows - row;
+        form->multiply(kernels, product, row, left < form->task_rows ? left : form->task_rows, NULL,
+                       scratch);
+    }
+    gptoss_free(packed);
+    gptoss_free(scratch);
+    return done;
+}
+
+static bool run_product(const char *isa, const char *form, struct gptoss_product *product,
+                        const Py_buffer *x, const Py_buffer *out) {
+    const struct gptoss_kernels *kernels;
+    const struct gptoss_bf16_unit *unit = select_unit(isa, &kernels);
+    int64_t num_tokens = product->num_tokens;
+    if (unit == NULL ||
+        !check(gptoss_bf16_has_layout(product->matrix.layout), "no such layout at bf16") ||
+        !check(num_tokens >= 1 && num_tokens <= MAX_COUNT, "sizes out of range") ||
+        !holds_floats(x, num_tokens * product->matrix.num_columns) ||
+        !holds_floats(out, num_tokens * product->matrix.num_rows))
+        return false;
+    product->form = strcmp(form, "vector") == 0 ? unit->vector_form : unit->panel_form;
+    bool done;
+    Py_BEGIN_ALLOW_THREADS
+    done = carry_out(kernels, product);
+    Py_END_ALLOW_THREADS
+    if (!done)
+        PyErr_NoMemory();
+    return done;
+}
+
+/* kernel_product_bf16(isa, form "vector" or "panel", matrix, num_rows, x [num_tokens][num_columns],
+ * num_tokens, out [num_tokens][num_rows]). */
+static PyObject *product_bf16(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *isa, *form;
+    PyObject *tuple;
+    long long num_rows, num_tokens;
+    Py_buffer x, out;
+    struct rows rows;
+    if (!PyArg_ParseTuple(arguments, "ssO!Ly*Lw*:kernel_product_bf16", &isa, &form, &PyTuple_Type,
+                          &tuple, &num_rows, &x, &num_tokens, &out))
+        return NULL;
+    bool done = false;
+    if (parse_rows(tuple, 0, num_rows, &rows)) {
+        struct gptoss_product product = {
+            .matrix = rows.matrix,
+            .num_tokens = num_tokens,
+            .x = x.buf,
+            .x_stride = rows.matrix.num_columns,
+            .out = out.buf,
+            .out_stride = num_rows,
+        };
+        done = run_product(isa, form, &product, &x, &out);
+        release_rows(&rows);
+    }
+    PyBuffer_Release(&x);
+    PyBuffer_Release(&out);
+    return done ? Py_NewRef(Py_None) : NULL;
+}
+
 /* ---- the machine's limits ---- */
 
 /* measure_fma(isa, num_rounds) -> floating-point operations done. */
@@ -355,6 +452,7 @@ static PyMethodDef functions[] = {
     {"kernel_matvec", matvec, METH_VARARGS, NULL},
     {"kernel_expand_panel", expand_panel, METH_VARARGS, NULL},
     {"kernel_multiply_panel", multiply_panel, METH_VARARGS, NULL},
+    {"kernel_product_bf16", product_bf16, METH_VARARGS, NULL},
     {"measure_fma", measure_fma, METH_VARARGS, NULL},
     {"measure_read", measure_read, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -7,18 +7,26 @@ static PyObject *version(PyObject *module, PyObject *unused) {
     return PyUnicode_FromString(gptoss_version());
 }
 
-/* isas() -> [(name, available), ...], best last. */
-static PyObject *isas(PyObject *module, PyObject *unused) {
-    (void)module, (void)unused;
-    size_t count = gptoss_num_isas();
+static PyObject *list_isas(size_t count, const char *(*name)(size_t), bool (*available)(size_t)) {
     PyObject *list = PyList_New((Py_ssize_t)count);
     for (size_t i = 0; list != NULL && i < count; i++) {
-        PyObject *item =
-            Py_BuildValue("(sO)", gptoss_isa_name(i), gptoss_isa_available(i) ? Py_True : Py_False);
+        PyObject *item = Py_BuildValue("(sO)", name(i), available(i) ? Py_True : Py_False);
         if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) != 0)
             Py_CLEAR(list);
     }
     return list;
+}
+
+/* isas() -> [(name, available), ...], best last: those of precision fp32. */
+static PyObject *isas(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return list_isas(gptoss_num_isas(), gptoss_isa_name, gptoss_isa_available);
+}
+
+/* bf16_isas(): the same of precision bf16. */
+static PyObject *bf16_isas(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return list_isas(gptoss_num_bf16_isas(), gptoss_bf16_isa_name, gptoss_bf16_isa_available);
 }
 
 static PyObject *cpu_features(PyObject *module, PyObject *unused) {
@@ -68,6 +76,7 @@ static PyObject *fail_allocation(PyObject *module, PyObject *argument) {
 static PyMethodDef functions[] = {
     {"version", version, METH_NOARGS, NULL},
     {"isas", isas, METH_NOARGS, NULL},
+    {"bf16_isas", bf16_isas, METH_NOARGS, NULL},
     {"cpu_features", cpu_features, METH_NOARGS, NULL},
     {"usable_cpus", usable_cpus, METH_NOARGS, NULL},
     {"usable_cores", usable_cores, METH_NOARGS, NULL},

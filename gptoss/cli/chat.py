@@ -176,12 +176,13 @@ def run(
     seed: options.Seed = None,
     threads: options.Threads = None,
     isa: options.Isa = None,
+    precision: options.Precision = None,
     kv: options.KvDtype = "f16",
     context: options.Context = None,
     speculate: options.Speculate = False,
 ) -> None:
     """Talk with a model. Lines piped in are messages too; then only the answers are printed."""
-    with gptoss.Model(model, threads=threads, isa=isa) as handle:
+    with gptoss.Model(model, threads=threads, isa=isa, precision=precision) as handle:
         sampling = options.sampling(
             handle,
             temperature=temperature,

@@ -80,13 +80,17 @@ def machine_facts() -> dict[str, Any]:
             "cores": _core.usable_cores(),
         },
         "isas": [{"name": name, "available": available} for name, available in _core.isas()],
+        "bf16_isas": [
+            {"name": name, "available": available} for name, available in _core.bf16_isas()
+        ],
         "vulkan_loader": has_vulkan_loader(),
         "kernels": _core.kernels(),
     }
 
 
 def check_kernels(isa: str, seed: int) -> tuple[Check, list[OperationResult]]:
-    """Runs every kernel of `isa` on random data; each bit must be the scalar kernel's."""
+    """Runs every kernel of `isa` on random data; each bit must be the scalar kernel's, and at
+    precision bf16 that of one token alone."""
     try:
         results = self_test(isa, seed)
     except Exception as error:
@@ -94,9 +98,9 @@ def check_kernels(isa: str, seed: int) -> tuple[Check, list[OperationResult]]:
     wrong = [result["operation"] for result in results if result["mismatches"]]
     cases = sum(result["cases"] for result in results)
     if wrong:
-        detail = f"other bits than the scalar kernels in {', '.join(wrong)} (seed {seed})"
+        detail = f"other bits than they should have in {', '.join(wrong)} (seed {seed})"
     else:
-        detail = f"{len(results)} operations, {cases:,} cases: the scalar kernels' bits"
+        detail = f"{len(results)} operations, {cases:,} cases: the bits they should have"
     return Check(f"kernels {isa}", not wrong, detail), results
 
 
@@ -119,7 +123,8 @@ def examine(progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Everything the report shows, as JSON types; `passed` says whether all checks did."""
     facts = machine_facts()
     checks, tests = [], []
-    testable = [isa["name"] for isa in facts["isas"] if isa["available"]]
+    compiled = [*facts["isas"], *facts["bf16_isas"]]
+    testable = [isa["name"] for isa in compiled if isa["available"]]
     testable.remove("scalar")
     seed = secrets.randbits(31)
     for index, isa in enumerate(testable):
@@ -139,9 +144,10 @@ def examine(progress: Callable[[int, int], None]) -> dict[str, Any]:
 def _machine_table(facts: dict[str, Any]) -> Table:
     cpus = facts["cpus"]
     quota = "no quota" if cpus["cgroup"] is None else f"quota {cpus['cgroup']:g}"
-    isas = [
-        isa["name"] + ("" if isa["available"] else " (not on this CPU)") for isa in facts["isas"]
-    ]
+    isas, bf16_isas = (
+        [isa["name"] + ("" if isa["available"] else " (not on this CPU)") for isa in facts[key]]
+        for key in ("isas", "bf16_isas")
+    )
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim", no_wrap=True)
     rows.add_column()
@@ -157,6 +163,7 @@ def _machine_table(facts: dict[str, Any]) -> Table:
             f"affinity {cpus['affinity']}, {quota})",
         ),
         ("compiled for", ", ".join(isas)),
+        ("for bf16", ", ".join(bf16_isas) or "nothing on this kind of CPU"),
         ("runs with", facts["isa"] or "nothing: the model did not open"),
         (
             "Vulkan",
@@ -170,7 +177,7 @@ def _machine_table(facts: dict[str, Any]) -> Table:
 
 def _kernel_table(facts: dict[str, Any]) -> Table:
     """One row an operation, one column an instruction set."""
-    isas = [isa["name"] for isa in facts["isas"]]
+    isas = [isa["name"] for isa in [*facts["isas"], *facts["bf16_isas"]]]
     tested = {
         (result["operation"], result["isa"]): result for result in facts["self_test"]["results"]
     }

@@ -296,6 +296,7 @@ def run(
     seed: options.Seed = None,
     threads: options.Threads = None,
     isa: options.Isa = None,
+    precision: options.Precision = None,
     kv: options.KvDtype = "f16",
     context: options.Context = None,
     speculate: options.Speculate = False,
@@ -304,7 +305,7 @@ def run(
     if chat and special:
         raise typer.BadParameter("--special is for a plain prompt; a message of --chat is text")
     text = read_prompt(prompt, file)
-    with gptoss.Model(model, threads=threads, isa=isa) as handle:
+    with gptoss.Model(model, threads=threads, isa=isa, precision=precision) as handle:
         sampling = options.sampling(
             handle,
             temperature=temperature,

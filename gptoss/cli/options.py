@@ -32,10 +32,11 @@ Isa = Annotated[
     ),
 ]
 Precision = Annotated[
-    str | None,
+    Literal["fp32", "bf16"] | None,
     typer.Option(
-        metavar="NAME",
-        help="Number format of activations and sums; default: fp32.",
+        metavar="fp32|bf16",
+        help="bf16: activations rounded before every matrix product; needs AMX or AVX512_BF16; "
+        "default: fp32.",
         rich_help_panel=_ENGINE,
     ),
 ]
