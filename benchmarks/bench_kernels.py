@@ -6,6 +6,11 @@ Matrix-vector products: bytes of weights a second, one core with the weights in 
 `threads` cores with the weights in memory; the limit is what plain loads read of such arrays. Panel
 products: floating-point operations a second of one core; the limit is what independent fused
 multiply-adds reach. The others: time of a call. Figures are medians.
+
+A kernel sees rows one after another, so of a matrix's shape only the columns matter to it: 2880 in
+gpt-oss's query, key, value, router, gate, up, down and output matrices, 4096 in the projection
+behind attention. How operations share rows and keys among threads, attention at any depth included,
+is measured in the model: gptoss bench --profile.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ import numpy as np
 from gptoss import _core, kernels
 
 COLUMNS = 2880
+ATTENTION_COLUMNS = 4096
 CACHED_BYTES = 400_000
 MEMORY_BYTES = 256_000_000
 TOKENS = (6, 24, 96)
@@ -78,9 +84,11 @@ class Cores:
             pass
 
 
-def random_bits(rng: np.random.Generator, layout: str, num_rows: int) -> kernels.Matrix:
+def random_bits(
+    rng: np.random.Generator, layout: str, num_rows: int, num_columns: int
+) -> kernels.Matrix:
     """A matrix of finite weights; made faster than kernels.random_matrix makes one."""
-    some = kernels.random_matrix(rng, layout, 64, COLUMNS)
+    some = kernels.random_matrix(rng, layout, 64, num_columns)
     data = np.resize(some.data, some.data.nbytes // 64 * num_rows)
     scales = np.resize(some.scales, some.scales.nbytes // 64 * num_rows)
     row_bytes = some.row_bytes // 64 * num_rows if "transposed" in layout else some.row_bytes
@@ -91,14 +99,14 @@ def random_bits(rng: np.random.Generator, layout: str, num_rows: int) -> kernels
 
 def bench_matvec(isa: str, operation: str, layout: str, cores: Cores) -> Iterator[Result]:
     rng = np.random.default_rng(0)
-    x = kernels.pack_lanes(kernels.random_input(rng, COLUMNS)[0], layout)
-    row = kernels.random_matrix(rng, layout, 1, COLUMNS)
-    row_bytes = row.data.nbytes + row.scales.nbytes
 
-    def rate(num_bytes: int, num_threads: int) -> float:
+    def rate(num_bytes: int, num_threads: int, columns: int = COLUMNS) -> float:
         """GB/s of one product, its rows shared out among the threads."""
+        x = kernels.pack_lanes(kernels.random_input(rng, columns)[0], layout)
+        row = kernels.random_matrix(rng, layout, 1, columns)
+        row_bytes = row.data.nbytes + row.scales.nbytes
         rows = max(num_threads, num_bytes // row_bytes)
-        matrix = random_bits(rng, layout, rows)
+        matrix = random_bits(rng, layout, rows, columns)
         out = np.empty(rows, np.float32)
         bounds = np.linspace(0, rows, num_threads + 1).astype(int).tolist()
 
@@ -114,8 +122,11 @@ def bench_matvec(isa: str, operation: str, layout: str, cores: Cores) -> Iterato
     value = rate(CACHED_BYTES, 1)
     yield Result(operation, isa, "1 core, cache", value, "GB/s", cores.cache_limit)
     if not isa.startswith("scalar"):  # which are slower than any memory
-        value, what = rate(MEMORY_BYTES, cores.num_threads), f"{cores.num_threads} cores, memory"
-        yield Result(operation, isa, what, value, "GB/s", cores.memory_limit)
+        threads = cores.num_threads
+        for columns in (COLUMNS, ATTENTION_COLUMNS):
+            what = f"{threads} cores, memory, {columns}"
+            value = rate(MEMORY_BYTES, threads, columns)
+            yield Result(operation, isa, what, value, "GB/s", cores.memory_limit)
 
 
 def bench_expand_panel(isa: str, operation: str, layout: str, cores: Cores) -> Iterator[Result]:

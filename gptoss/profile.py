@@ -49,8 +49,9 @@ class Profile:
     """The operations in the order of a pass, and the time of whole passes. Iterable; profile[name]
     is one operation.
 
-    passes: calls of prefill or step. seconds: from their begin to their end, so what no operation
-    accounts for is other_seconds: rotary positions, activations kept, waiting for nothing else.
+    passes: how often the model was run, one prefill or step being one. seconds: of the passes, from
+    the model's turn on; other_seconds: of these, what lies between the operations, as filling in
+    rotary positions and keeping activations.
     """
 
     operations: tuple[Operation, ...]

@@ -179,10 +179,6 @@ def test_the_same_seed_gives_the_same_tokens(fixed_limits: Limits) -> None:
 
 def test_several_sequences(fixed_limits: Limits) -> None:
     tests = make_tests([], [4], [0, 10], [1, 3])
-    if not hasattr(gptoss, "forward"):
-        with pytest.raises(gptoss.UnsupportedError, match="one sequence"):
-            benchmark.run("demo", tests)
-        return
     for result in benchmark.run("demo", tests, repetitions=2).results:
         assert result.profile["embed"].rows == 2 * result.test.all_tokens
         assert result.profile.passes == 2 * 4

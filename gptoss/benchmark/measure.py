@@ -16,7 +16,7 @@ import numpy as np
 
 import gptoss
 from gptoss.benchmark.limits import Limits, measure_limits
-from gptoss.errors import ArgumentError, UnsupportedError, require_integer
+from gptoss.errors import ArgumentError, require_integer
 from gptoss.profile import Profile
 
 Kind = Literal["prefill", "decode"]
@@ -329,11 +329,8 @@ class Benchmark:
         """One token in each sequence."""
         if len(tokens) == 1:
             self._generators[0].step(tokens[0])
-            return
-        forward = getattr(gptoss, "forward", None)
-        if forward is None:
-            raise UnsupportedError("this build decodes one sequence at a time")
-        forward(self._generators, tokens)
+        else:
+            gptoss.forward(self._generators, tokens)
 
     def report(self, again: bool = True) -> Report:
         """What was measured so far.

@@ -89,6 +89,7 @@ class Session:
         self._peers = peers
         self._gguf = gguf
         self.peer_results: list[PeerResult] = []
+        self.missing: list[str] = []
         self.failures: list[str] = []
         self.interrupted = False
 
@@ -115,7 +116,7 @@ class Session:
                         test, self._gguf, threads=threads, repetitions=self._repetitions
                     )
                 except gptoss.UnsupportedError as error:
-                    self.failures.append(f"{test}: {peer.name}: {error}")
+                    self.missing.append(f"{test}: {peer.name}: {error}")
                 except gptoss.Error as error:
                     self.failures.append(str(error))
                     self._peers.remove(peer)
@@ -123,7 +124,9 @@ class Session:
                     self.peer_results.append(result)
 
     def end(self) -> None:
-        """Says what of the comparison failed, and ends the program with its exit code."""
+        """Says what of the comparison is missing, and ends the program with its exit code."""
+        for missing in self.missing:
+            console.note(f"gptoss: {missing}")
         for failure in self.failures:
             console.error(failure)
         if self.interrupted:
@@ -141,6 +144,7 @@ class Session:
             "machine": {name: machine[name] for name in ("cpu", "cpu_features", "cpus")},
             **report.as_dict(),
             "peers": [result.as_dict() for result in self.peer_results],
+            "peer_missing": self.missing,
             "peer_failures": self.failures,
             "interrupted": self.interrupted,
         }
