@@ -157,6 +157,18 @@ def bench_multiply_panel(isa: str, operation: str, kind: str, cores: Cores) -> I
         )
 
 
+def bench_product_bf16(isa: str, operation: str, layout: str, cores: Cores) -> Iterator[Result]:
+    rng = np.random.default_rng(0)
+    matrix = kernels.random_matrix(rng, layout, kernels.PANEL_ROWS, COLUMNS)
+    for num_tokens in (1, *TOKENS):
+        x = kernels.random_input(rng, COLUMNS, num_tokens=num_tokens)
+        form = "vector" if num_tokens == 1 else "panel"
+        elapsed = seconds(lambda: kernels.product_bf16(isa, form, matrix, x))  # noqa: B023
+        operations = 2 * kernels.PANEL_ROWS * COLUMNS * num_tokens
+        what = f"{num_tokens} tokens, {form}"
+        yield Result(operation, isa, what, operations / elapsed / 1e9, "GFLOP/s")
+
+
 def bench_attention_tile(isa: str, operation: str, kind: str, cores: Cores) -> Iterator[Result]:
     tile, head_dim = 64, 64
     rng = np.random.default_rng(0)
@@ -191,6 +203,7 @@ BENCHES: dict[str, Callable[[str, str, str, Cores], Iterator[Result]]] = {
     "matvec_": bench_matvec,
     "expand_panel_": bench_expand_panel,
     "multiply_panel_": bench_multiply_panel,
+    "product_bf16_": bench_product_bf16,
     "attention_tile_": bench_attention_tile,
     "": bench_elementwise,
 }

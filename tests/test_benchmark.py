@@ -27,7 +27,7 @@ HELP = {
 def fixed_limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
     """Limits that are there at once."""
     limits = Limits(2, "avx2", (10e9, 20e9), (90e9, 100e9), 1)
-    monkeypatch.setattr(measure_module, "measure_limits", lambda threads, isa: limits)
+    monkeypatch.setattr(measure_module, "measure_limits", lambda *_: limits)
     return limits
 
 
@@ -50,6 +50,13 @@ def test_limits_are_above_zero(isa: str, threads: int, monkeypatch: pytest.Monke
     both = limits | limits
     assert both.read_samples == 2 * limits.read_samples
     assert both.bytes_per_second == limits.bytes_per_second
+
+
+def test_other_precisions_have_the_limit_of_reading_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark.limits, "_MIN_READ_BYTES", 1 << 16)
+    limits = benchmark.measure_limits(1, "amx", "bf16")
+    assert limits.flops_per_second is None and limits.bytes_per_second > 0
+    assert (limits.isa, True) in _core.isas()
 
 
 def test_a_thread_that_fails_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:

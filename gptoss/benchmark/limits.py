@@ -116,9 +116,12 @@ class _Team:
         return tuple(rates)
 
 
-def measure_limits(threads: int, isa: str) -> Limits:
+def measure_limits(threads: int, isa: str, precision: str = "fp32") -> Limits:
     """Measures for about a second with `threads` threads and the vectors of an instruction set,
-    which must be available."""
+    which must be available. Other precisions than "fp32" multiply on units of their own, whose peak
+    is not measured: their limits are those of reading alone, with the best vectors there are."""
+    if precision != "fp32":
+        isa = [name for name, available in _core.isas() if available][-1]
     cache = last_cache_bytes()
     total = max(_MIN_READ_BYTES, 2 * cache)
     if available := available_memory():
@@ -143,5 +146,5 @@ def measure_limits(threads: int, isa: str) -> Limits:
 
     team = _Team(threads)
     reads = team.rates(prepare_read)
-    has_vectors = _core.measure_fma(isa, 1) > 0
+    has_vectors = precision == "fp32" and _core.measure_fma(isa, 1) > 0
     return Limits(threads, isa, reads, team.rates(prepare_fma) if has_vectors else (), cache)

@@ -252,7 +252,7 @@ class Benchmark:
         self._generators: list[gptoss.Generator] = [self._make()]
         self._depth = 0
         self._results: list[Result] = []
-        self.limits = measure_limits(self.model.threads, self.model.isa)
+        self.limits = self._measure_limits()
 
     def __enter__(self) -> Self:
         return self
@@ -291,6 +291,10 @@ class Benchmark:
                 profile = functools.reduce(Profile.__add__, profiles[: len(seconds)])
                 self._results.append(Result(test, tuple(seconds), profile, self.limits))
         return self._results[-1]
+
+    def _measure_limits(self) -> Limits:
+        model = self.model
+        return measure_limits(model.threads, model.isa, model.precision)
 
     def _random(self, rng: np.random.Generator, count: int) -> list[int]:
         return [int(token) for token in rng.integers(0, self.model.config.vocab_size, count)]
@@ -338,7 +342,7 @@ class Benchmark:
         again: measure the limits once more; the better of both counts.
         """
         if again:
-            self.limits |= measure_limits(self.model.threads, self.model.isa)
+            self.limits |= self._measure_limits()
         results = [dataclasses.replace(result, limits=self.limits) for result in self._results]
         config = dataclasses.asdict(self.model.config)
         memory = self.model.memory()

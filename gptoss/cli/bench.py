@@ -315,7 +315,7 @@ def run(
 
     The limit is a roofline. A token takes at least its bytes / read bandwidth: of weights (experts
     that were chosen, others not) and of keys and values, shared among the tokens of a pass; and at
-    least its FLOP / multiply-add peak: of the matrix products, attention left out. Both limits are
+    least its FLOP / FMA peak: of the matrix products, attention left out. Both limits are
     measured in the same run with the same threads: plain vector loads over memory larger than the
     caches, and independent float32 multiply-adds, the best round of each. "reached" is the median's
     share of the nearer limit. The model's own counters, not estimates, give bytes and FLOP.

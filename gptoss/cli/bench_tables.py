@@ -7,7 +7,7 @@ from gptoss.benchmark import Limits, PeerResult, Report, Result
 from gptoss.cli import console, doctor
 from gptoss.profile import Operation, Profile
 
-_LIMIT_NAMES = {"read": "read bandwidth", "fma": "multiply-add peak"}
+_LIMIT_NAMES = {"read": "read bandwidth", "fma": "FMA peak"}
 
 
 def number(value: float) -> str:
@@ -45,7 +45,7 @@ def _heading(report: Report, name: str) -> Text:
 def _limit_line(limits: Limits) -> str:
     line = f"limits measured in this run: reads {limits.bytes_per_second / 1e9:.1f} GB/s"
     peak = limits.flops_per_second
-    return line + (f", float32 multiply-adds {peak / 1e9:.0f} GFLOP/s" if peak else "")
+    return line + (f", float32 FMA {peak / 1e9:.0f} GFLOP/s" if peak else "")
 
 
 def _speed_table(results: tuple[Result, ...]) -> Table:
@@ -62,7 +62,7 @@ def _speed_table(results: tuple[Result, ...]) -> Table:
             f"{number(speed.minimum)} .. {number(speed.maximum)}",
             need,
             number(result.limit_tokens_per_second),
-            Text(f"{result.share:.0%} of the {_LIMIT_NAMES[result.limited_by]}"),
+            Text(f"{result.share:.0%} of {_LIMIT_NAMES[result.limited_by]}"),
         )
     return rows
 
@@ -91,7 +91,7 @@ def _peer_table(results: tuple[Result, ...], peers: list[PeerResult]) -> Table:
 def _profile_table(result: Result) -> Table:
     """Operations of one test, beside the same limits."""
     profile, limits = result.profile, result.limits
-    headers = ("ms a token", "time", "GB/s", "of limit", "GFLOP/s", "of limit")
+    headers = ("ms/token", "time", "GB/s", "max", "GFLOP/s", "max")
     rows = console.table(str(result.test), *headers, right=(1, 2, 3, 4, 5, 6))
     tokens = result.test.all_tokens * len(result.seconds)
     peak = limits.flops_per_second
@@ -132,7 +132,7 @@ def _summary(results: tuple[Result, ...]) -> str:
             best = max(chosen, key=lambda result: result.share)
             speed = number(best.tokens_per_second.median)
             parts.append(
-                f"{word} {speed} tok/s ({best.test}), {best.share:.0%} of the "
+                f"{word} {speed} tok/s ({best.test}), {best.share:.0%} of "
                 f"{_LIMIT_NAMES[best.limited_by]}"
             )
     sentence = "; ".join(parts)
