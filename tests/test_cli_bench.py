@@ -36,6 +36,7 @@ QUICK = ("--prompt", "8", "--generate", "3", "--repeat", "2")
         (["demo", "--preset", "mini"], "give MODEL or --preset, not both"),
         (["--peer-model", "x.gguf"], "--peer-model is the file for --peer"),
         (["--peer", "llama-bench"], "give it --peer-model FILE.gguf"),
+        (["--precision", "fp7"], "fp7"),
     ],
 )
 def test_wrong_usage(cli, arguments, words):  # noqa: F811

@@ -13,6 +13,7 @@
 #include "numeric/float_math.h"
 
 enum { TILE = GPTOSS_ATTENTION_TILE, WIDTH = GPTOSS_VECTOR_LANES };
+enum { CACHE_LINE = 64, PARTY = 8 };
 enum { VECTORS = 4 }; /* that are summed side by side: enough to hide the latency of an addition */
 
 /* Elements d .. d + WIDTH - 1 of a row as float32, +0 past the row's end, which is not read. */
@@ -24,6 +25,15 @@ GPTOSS_INLINE gptoss_vector load_elements(const uint8_t *row, int64_t d, int64_t
     if (left < WIDTH)
         elements = memcpy(tail, elements, (size_t)(left * element));
     return is_f16 ? load_f16(elements) : gptoss_vector_load(elements);
+}
+
+/* Asks for row j of the tile that most likely comes next, the one behind this. With few queries
+ * there is too little work between the tiles for the hardware to read ahead by itself. */
+GPTOSS_INLINE void prefetch_next(const struct gptoss_attention_tile *tile, const uint8_t *from,
+                                 int64_t j, int64_t row_bytes) {
+    uintptr_t next = (uintptr_t)from + (uintptr_t)((j + TILE) * tile->row_bytes);
+    for (int64_t byte = 0; byte < row_bytes; byte += CACHE_LINE)
+        __builtin_prefetch((const void *)(next + (uintptr_t)byte));
 }
 
 /* Rows at `from` as floats [64][stride], stride a multiple of WIDTH; those that no query sees
@@ -39,6 +49,26 @@ GPTOSS_INLINE void expand_rows(const struct gptoss_attention_tile *tile, const u
             gptoss_vector elements =
                 load_elements(from + j * tile->row_bytes, d, tile->head_dim, is_f16);
             gptoss_vector_store(out + j * stride + d, elements);
+        }
+        prefetch_next(tile, from, j, tile->head_dim * (is_f16 ? 2 : 4));
+    }
+}
+
+/* Keys of which all are seen, in whole vectors, to keys[stride][64]. */
+GPTOSS_INLINE void transpose_whole(const struct gptoss_attention_tile *tile, bool is_f16,
+                                   float *keys) {
+    int64_t head_dim = tile->head_dim, element = is_f16 ? 2 : 4;
+    for (int64_t j = 0; j < TILE; j += WIDTH) {
+        const uint8_t *rows = (const uint8_t *)tile->keys + j * tile->row_bytes;
+        for (int64_t i = 0; i < WIDTH; ++i)
+            prefetch_next(tile, tile->keys, j + i, head_dim * element);
+        for (int64_t d = 0; d < head_dim; d += WIDTH) {
+            gptoss_vector block[WIDTH];
+            for (int64_t i = 0; i < WIDTH; ++i)
+                block[i] = load_elements(rows + i * tile->row_bytes, d, head_dim, is_f16);
+            transpose(block);
+            for (int64_t i = 0; i < WIDTH; ++i)
+                gptoss_vector_store(keys + (d + i) * TILE + j, block[i]);
         }
     }
 }
@@ -57,37 +87,41 @@ GPTOSS_INLINE void transpose_rows(const float *rows, int64_t stride, float *keys
     }
 }
 
-/* scores[64] = dot(query, key). Chains are visited in bit-reversed order: then the tree's partial
+/* scores[i][64] = dot(query i, key) for one or two queries, which share the loads of the keys and
+ * hide each other's latencies. Chains are visited in bit-reversed order: then the tree's partial
  * sums are a stack, and the c-th chain completes as many of them as c has trailing ones. */
-GPTOSS_INLINE void score_keys(const float *keys, const float *query, int64_t head_dim,
-                              float *scores) {
+GPTOSS_INLINE void score_keys(const float *keys, const float *queries, int64_t query_stride,
+                              int num_queries, int64_t head_dim, float (*scores)[TILE]) {
     static const int8_t reversed[GPTOSS_LANES] = {0, 8, 4, 12, 2, 10, 6, 14,
                                                   1, 9, 5, 13, 3, 11, 7, 15};
     for (int64_t j = 0; j < TILE; j += VECTORS * WIDTH) {
-        gptoss_vector pending[5][VECTORS];
-        /* Unrolled, so that pending lies in registers. */
+        gptoss_vector pending[5][2][VECTORS];
+        /* Unrolled, so that levels are known to the compiler. */
 #pragma GCC unroll 16
         for (int c = 0; c < GPTOSS_LANES; ++c) {
-            gptoss_vector sum[VECTORS];
-            for (int v = 0; v < VECTORS; ++v)
-                sum[v] = gptoss_vector_set(0.0f);
-            for (int64_t d = reversed[c]; d < head_dim; d += GPTOSS_LANES) {
-                const float *key = keys + d * TILE + j;
-                gptoss_vector element = gptoss_vector_set(query[d]);
+            gptoss_vector sum[2][VECTORS];
+            for (int i = 0; i < num_queries; ++i)
                 for (int v = 0; v < VECTORS; ++v)
-                    sum[v] =
-                        gptoss_vector_fma(gptoss_vector_load(key + v * WIDTH), element, sum[v]);
-            }
+                    sum[i][v] = gptoss_vector_set(0.0f);
+            for (int64_t d = reversed[c]; d < head_dim; d += GPTOSS_LANES)
+                for (int v = 0; v < VECTORS; ++v) {
+                    gptoss_vector key = gptoss_vector_load(keys + d * TILE + j + v * WIDTH);
+                    for (int i = 0; i < num_queries; ++i)
+                        sum[i][v] = gptoss_vector_fma(
+                            key, gptoss_vector_set(queries[i * query_stride + d]), sum[i][v]);
+                }
             int level = 0;
-            for (; c >> level & 1; ++level) {
+            for (; c >> level & 1; ++level)
+                for (int i = 0; i < num_queries; ++i)
+                    for (int v = 0; v < VECTORS; ++v)
+                        sum[i][v] = gptoss_vector_add(pending[level][i][v], sum[i][v]);
+            for (int i = 0; i < num_queries; ++i)
                 for (int v = 0; v < VECTORS; ++v)
-                    sum[v] = gptoss_vector_add(pending[level][v], sum[v]);
-            }
-            for (int v = 0; v < VECTORS; ++v)
-                pending[level][v] = sum[v];
+                    pending[level][i][v] = sum[i][v];
         }
-        for (int v = 0; v < VECTORS; ++v)
-            gptoss_vector_store(scores + j + v * WIDTH, pending[4][v]);
+        for (int i = 0; i < num_queries; ++i)
+            for (int v = 0; v < VECTORS; ++v)
+                gptoss_vector_store(scores[i] + j + v * WIDTH, pending[4][i][v]);
     }
 }
 
@@ -151,31 +185,23 @@ GPTOSS_INLINE void sum_values(const float *values, int64_t stride, const float (
         memcpy(out + i * head_dim + d, rows[i], (size_t)(head_dim - d) * sizeof(float));
 }
 
-/* The queries from `query` on, num_queries of them, that all see keys first .. end - 1. */
-GPTOSS_INLINE void attend(const struct gptoss_attention_tile *tile, const float *keys,
-                          const float *values, int64_t stride, int64_t query, int num_queries) {
+/* The weighted sums of num_queries queries from `query` on that all see the same keys. */
+GPTOSS_INLINE void weigh_values(const struct gptoss_attention_tile *tile, const float *values,
+                                int64_t stride, const float (*weights)[TILE], int64_t query,
+                                int num_queries) {
     int64_t head_dim = tile->head_dim, d = 0;
     int first = tile->first_key[query], end = tile->end_key[query];
-    float weights[QUERIES][TILE];
-    for (int i = 0; i < num_queries; ++i) {
-        score_keys(keys, tile->queries + (query + i) * tile->query_stride, head_dim, weights[i]);
-        weigh_scores(weights[i], tile->scale, first, end, tile->maximum + query + i,
-                     tile->sum + query + i);
-    }
     float *out = tile->value + query * head_dim;
-    for (; d + (VECTORS - 1) * WIDTH < head_dim; d += VECTORS * WIDTH) {
-        sum_values(values, stride, (const float(*)[TILE])weights, first, end, num_queries, VECTORS,
-                   d, head_dim, out);
-    }
-    for (; d < head_dim; d += WIDTH) {
-        sum_values(values, stride, (const float(*)[TILE])weights, first, end, num_queries, 1, d,
-                   head_dim, out);
-    }
+    for (; d + (VECTORS - 1) * WIDTH < head_dim; d += VECTORS * WIDTH)
+        sum_values(values, stride, weights, first, end, num_queries, VECTORS, d, head_dim, out);
+    for (; d < head_dim; d += WIDTH)
+        sum_values(values, stride, weights, first, end, num_queries, 1, d, head_dim, out);
 }
 
-/* Whether QUERIES queries from `query` on exist and see the same keys. */
-GPTOSS_INLINE bool is_uniform(const struct gptoss_attention_tile *tile, int64_t query) {
-    if (tile->num_queries - query < QUERIES)
+/* Whether QUERIES of the queries query .. end - 1 exist and see the same keys. */
+GPTOSS_INLINE bool is_uniform(const struct gptoss_attention_tile *tile, int64_t query,
+                              int64_t end) {
+    if (end - query < QUERIES)
         return false;
     for (int i = 1; i < QUERIES; ++i) {
         if (tile->first_key[query + i] != tile->first_key[query])
@@ -186,23 +212,50 @@ GPTOSS_INLINE bool is_uniform(const struct gptoss_attention_tile *tile, int64_t 
     return true;
 }
 
+/* Queries query .. end - 1, PARTY at most: first all their scores, then all their sums, so that
+ * keys and values take turns in the first-level cache once for all of them. */
+GPTOSS_INLINE void attend(const struct gptoss_attention_tile *tile, const float *keys,
+                          const float *values, int64_t stride, int64_t query, int64_t end) {
+    float weights[PARTY][TILE];
+    int64_t first = query, num_queries = end - query, i = 0;
+    const float *rows = tile->queries + first * tile->query_stride;
+    for (; i + 2 <= num_queries; i += 2)
+        score_keys(keys, rows + i * tile->query_stride, tile->query_stride, 2, tile->head_dim,
+                   weights + i);
+    if (i < num_queries)
+        score_keys(keys, rows + i * tile->query_stride, tile->query_stride, 1, tile->head_dim,
+                   weights + i);
+    for (i = 0; i < num_queries; ++i)
+        weigh_scores(weights[i], tile->scale, tile->first_key[first + i], tile->end_key[first + i],
+                     tile->maximum + first + i, tile->sum + first + i);
+    while (query < end) {
+        const float(*party)[TILE] = (const float(*)[TILE])(weights + (query - first));
+        if (is_uniform(tile, query, end)) {
+            weigh_values(tile, values, stride, party, query, QUERIES);
+            query += QUERIES;
+        } else {
+            weigh_values(tile, values, stride, party, query, 1);
+            query += 1;
+        }
+    }
+}
+
 GPTOSS_INLINE void attention_tile(const struct gptoss_attention_tile *tile, float *scratch,
                                   bool is_f16) {
     int64_t stride = (tile->head_dim + WIDTH - 1) / WIDTH * WIDTH;
     float *keys = scratch, *values = keys + TILE * stride;
     uint64_t seen = gptoss_attention_keys_seen(tile);
-    /* The keys' rows pass through the room that the values take next. */
-    expand_rows(tile, tile->keys, seen, is_f16, stride, values);
-    transpose_rows(values, stride, keys);
+    if (seen == UINT64_MAX && stride == tile->head_dim) {
+        transpose_whole(tile, is_f16, keys);
+    } else {
+        /* The keys' rows pass through the room that the values take next. */
+        expand_rows(tile, tile->keys, seen, is_f16, stride, values);
+        transpose_rows(values, stride, keys);
+    }
     expand_rows(tile, tile->values, seen, is_f16, stride, values);
-    for (int64_t query = 0; query < tile->num_queries;) {
-        if (is_uniform(tile, query)) {
-            attend(tile, keys, values, stride, query, QUERIES);
-            query += QUERIES;
-        } else {
-            attend(tile, keys, values, stride, query, 1);
-            query += 1;
-        }
+    for (int64_t query = 0; query < tile->num_queries; query += PARTY) {
+        int64_t left = tile->num_queries - query;
+        attend(tile, keys, values, stride, query, query + (left < PARTY ? left : PARTY));
     }
 }
 

@@ -123,7 +123,7 @@ def measure_limits(threads: int, isa: str, precision: str = "fp32") -> Limits:
     if precision != "fp32":
         isa = [name for name, available in _core.isas() if available][-1]
     cache = last_cache_bytes()
-    total = max(_MIN_READ_BYTES, 2 * cache)
+    total = max(_MIN_READ_BYTES, 8 * cache)
     if available := available_memory():
         total = min(total, max(available // 4, 1 << 24))
 
