@@ -28,14 +28,24 @@ static const struct gptoss_product_form *choose_form(const struct gptoss_bf16_un
     enum gptoss_layout layout = product->matrix.layout;
     if (unit != NULL && gptoss_bf16_has_layout(layout))
         return product->num_tokens <= MAX_VECTOR_TOKENS_BF16 ? unit->vector_form : unit->panel_form;
-    bool is_transposed =
-        layout >= GPTOSS_LAYOUT_F32_TRANSPOSED && layout <= GPTOSS_LAYOUT_BF16_TRANSPOSED;
-    int64_t most = is_transposed ? MAX_VECTOR_TOKENS_TRANSPOSED : MAX_VECTOR_TOKENS;
+    int64_t most =
+        gptoss_layout_is_transposed(layout) ? MAX_VECTOR_TOKENS_TRANSPOSED : MAX_VECTOR_TOKENS;
     return product->num_tokens <= most ? &gptoss_vector_form : &gptoss_panel_form;
 }
 
+/* Short tasks end together: with as few rows as bring a thread's reading up to speed, none waits
+ * long for the last. A stored row of a transposed matrix is one input of all outputs: its tasks
+ * are as wide as they can be. */
+static int64_t rows_of_task(const struct gptoss_product *product) {
+    const struct gptoss_product_form *form = product->form;
+    if (form->task_bytes == 0 || gptoss_layout_is_transposed(product->matrix.layout))
+        return form->task_rows;
+    int64_t rows = form->task_bytes / product->matrix.row_bytes / 8 * 8;
+    return rows < 8 ? 8 : rows < form->task_rows ? rows : form->task_rows;
+}
+
 static int64_t num_row_tasks(const struct gptoss_product *product) {
-    return (product->matrix.num_rows + product->form->task_rows - 1) / product->form->task_rows;
+    return (product->matrix.num_rows + product->task_rows - 1) / product->task_rows;
 }
 
 /* ---- packing ---- */
@@ -146,8 +156,8 @@ void gptoss_product_finish(const struct gptoss_kernels *kernels,
 static void multiply_rows(struct gptoss_cpu_backend *backend, const struct gptoss_product *product,
                           int64_t first_row, int thread) {
     int64_t num_rows = product->matrix.num_rows - first_row;
-    if (num_rows > product->form->task_rows)
-        num_rows = product->form->task_rows;
+    if (num_rows > product->task_rows)
+        num_rows = product->task_rows;
     float decoded[GPTOSS_MAX_TASK_ROWS];
     const float *bias = NULL;
     if (product->bias != NULL) {
@@ -166,7 +176,7 @@ static void multiply_task(void *context, int64_t task, int thread) {
     const struct gptoss_product *product = work->products;
     while (task >= num_row_tasks(product))
         task -= num_row_tasks(product++);
-    int64_t first_row = task * product->form->task_rows;
+    int64_t first_row = task * product->task_rows;
     if (product->up.data == NULL) {
         multiply_rows(work->backend, product, first_row, thread);
         return;
@@ -192,6 +202,7 @@ enum gptoss_status gptoss_cpu_multiply(struct gptoss_cpu_backend *backend,
         assert(product->end != GPTOSS_PRODUCT_SWIGLU || product->up.data != NULL ||
                product->matrix.num_rows % 2 == 0);
         product->form = choose_form(backend->bf16_unit, product);
+        product->task_rows = rows_of_task(product);
         row_tasks += num_row_tasks(product);
         uint64_t needed = product->form->scratch_bytes(product);
         scratch_bytes = needed > scratch_bytes ? needed : scratch_bytes;

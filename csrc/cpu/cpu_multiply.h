@@ -31,6 +31,7 @@ struct gptoss_product {
     float limit, alpha; /* of the two SWIGLU */
     /* Set by gptoss_cpu_multiply. */
     const struct gptoss_product_form *form;
+    int64_t task_rows;
     const void *packed; /* the pieces of its input */
 };
 
@@ -43,9 +44,11 @@ enum gptoss_status gptoss_cpu_multiply(struct gptoss_cpu_backend *backend,
 #define GPTOSS_MAX_TASK_ROWS 64
 
 /* A way to carry out products: what the input is packed into, and what multiplies it. A task is
- * task_rows rows of a matrix (a multiple of 2) with all tokens. */
+ * some rows of a matrix with all tokens: task_rows, or fewer where task_bytes says so. */
 struct gptoss_product_form {
-    int64_t task_rows, piece_tokens; /* rows of a task; tokens packed together */
+    int64_t task_rows;    /* a multiple of 8, at most GPTOSS_MAX_TASK_ROWS */
+    int64_t task_bytes;   /* of weights that a task should read, 0: any number */
+    int64_t piece_tokens; /* tokens packed together */
     int64_t (*piece_bytes)(const struct gptoss_product *product);
     void (*pack)(const struct gptoss_product *product, int64_t piece, void *out);
     bool (*layouts_share_input)(enum gptoss_layout a, enum gptoss_layout b);

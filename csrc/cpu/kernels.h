@@ -53,6 +53,9 @@ struct gptoss_matrix {
 static inline bool gptoss_layout_is_scaled(enum gptoss_layout layout) {
     return layout == GPTOSS_LAYOUT_MXFP4 || layout == GPTOSS_LAYOUT_MXFP4_GGUF;
 }
+static inline bool gptoss_layout_is_transposed(enum gptoss_layout layout) {
+    return layout >= GPTOSS_LAYOUT_F32_TRANSPOSED && layout <= GPTOSS_LAYOUT_BF16_TRANSPOSED;
+}
 static inline int gptoss_layout_per_lane(enum gptoss_layout layout) {
     return gptoss_layout_is_scaled(layout) ? 8 : 1;
 }
