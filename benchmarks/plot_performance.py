@@ -85,7 +85,7 @@ def draw_shares(rows: list[tuple[str, float, str]], title: str) -> Figure | None
     axes.axvline(100, color=LIMIT, linewidth=1)
     axes.set_yticks(places, names, fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(0, max(135, 100 * max(shares) + 35))
+    axes.set_xlim(0, max(135, 100 * max(shares) + 90))
     axes.set_xticks(range(0, 101, 25), [f"{tick}%" for tick in range(0, 101, 25)])
     axes.grid(axis="x", color=GRID)
     return figure

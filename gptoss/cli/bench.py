@@ -269,6 +269,7 @@ Layers = Annotated[
 LayoutName = Annotated[
     Layout | None,
     typer.Option(
+        metavar="hf|gguf",
         help="Hugging Face's files (bfloat16 dense weights) or one GGUF file (Q8_0), which a peer "
         "reads, too; default: hf.",
         rich_help_panel=_SYNTHETIC,
