@@ -240,7 +240,7 @@ static enum gptoss_status read_header(struct cursor *cursor, uint64_t *num_tenso
 }
 
 static enum gptoss_status parse(struct cursor *cursor, struct gptoss_gguf *gguf) {
-    uint64_t num_values;
+    uint64_t num_values = 0;
     GPTOSS_TRY(read_header(cursor, &gguf->num_tensors, &num_values));
     GPTOSS_TRY(walk_values(cursor, num_values, NULL, NULL, &gguf->keys_bytes));
     gguf->values = gptoss_allocate(num_values, sizeof *gguf->values);
