@@ -103,16 +103,16 @@ static void *run_sequence(void *argument) {
     struct gptoss_generator *generator = create_generator(worker->model, 32);
     struct gptoss_generator *fork = NULL;
 
-    feed_until(generator, 140);
+    feed_until(generator, 72);
     mark = keep_logits(mark, generator);
-    feed_until(generator, 141);
+    feed_until(generator, 73);
     CHECK_OK(gptoss_generator_fork(generator, &fork, &error));
-    feed_until(generator, 142);
+    feed_until(generator, 74);
     mark = keep_logits(mark, generator);
     CHECK_OK(gptoss_generator_prefill(fork, tokens, 1, NULL, NULL, NULL, &error));
     mark = keep_logits(mark, fork);
-    CHECK_OK(gptoss_generator_rewind(generator, 100, NULL, NULL, &error));
-    feed_until(generator, 140);
+    CHECK_OK(gptoss_generator_rewind(generator, 50, NULL, NULL, &error));
+    feed_until(generator, 72);
     mark = keep_logits(mark, generator);
     gptoss_generator_reset(generator);
     feed_until(generator, 10);
@@ -178,7 +178,7 @@ static int stop_at_zero(void *user, uint64_t done, uint64_t total) {
 
 /* Stops a prefill at its poll number `poll` and goes on; false if there are no so many polls. */
 static bool interrupt_prefill(struct gptoss_model *model, uint64_t poll, const float *expected) {
-    enum { END = 100, BLOCK = 16 };
+    enum { END = 48, BLOCK = 8 };
     struct gptoss_generator *generator = create_generator(model, BLOCK);
     struct countdown countdown = {poll};
     enum gptoss_status status =
@@ -197,11 +197,11 @@ static bool interrupt_prefill(struct gptoss_model *model, uint64_t poll, const f
     return status != GPTOSS_OK;
 }
 
-/* The same for a rewind from `full` to position 100, whose sliding rows are gone and computed
+/* The same for a rewind from `full` to position 48, whose sliding rows are gone and computed
  * again. */
 static bool interrupt_rewind(const struct gptoss_generator *full, uint64_t poll,
                              const float *expected) {
-    enum { TARGET = 100 };
+    enum { TARGET = 48 };
     struct gptoss_generator *generator = NULL;
     struct countdown countdown = {poll};
     CHECK_OK(gptoss_generator_fork(full, &generator, &error));
@@ -220,7 +220,7 @@ static bool interrupt_rewind(const struct gptoss_generator *full, uint64_t poll,
 
 /* The same for a batch: its one block counts for both generators or for none. */
 static bool interrupt_forward(struct gptoss_model *model, uint64_t poll, const float *expected) {
-    enum { START = 80, END = 100 };
+    enum { START = 32, END = 48 };
     struct gptoss_generator *first = create_generator(model, 0), *second = NULL;
     struct countdown countdown = {poll};
     feed_until(first, START);
@@ -246,7 +246,7 @@ static bool interrupt_forward(struct gptoss_model *model, uint64_t poll, const f
 
 /* The same for a look ahead, which leaves nothing behind. */
 static bool interrupt_look_ahead(struct gptoss_model *model, uint64_t poll, const float *expected) {
-    enum { START = 90, END = 100 };
+    enum { START = 40, END = 48 };
     struct gptoss_generator *generator = create_generator(model, 0);
     const int32_t *ahead;
     struct countdown countdown = {poll};
@@ -271,20 +271,20 @@ static void test_interrupt(const char *path) {
     struct gptoss_generator *full = create_generator(model, 0);
     uint64_t poll = 0;
 
-    feed_until(reference, 100);
+    feed_until(reference, 48);
     while (interrupt_prefill(model, poll, gptoss_generator_logits(reference)))
-        poll += 1 + poll / 2;
+        poll += 1 + poll;
     CHECK(poll > 0, "prefill never polls");
     for (poll = 0; interrupt_forward(model, poll, gptoss_generator_logits(reference));)
-        poll += 1 + poll / 2;
+        poll += 1 + poll;
     CHECK(poll > 0, "a batch never polls");
     for (poll = 0; interrupt_look_ahead(model, poll, gptoss_generator_logits(reference));)
-        poll += 1 + poll / 2;
+        poll += 1 + poll;
     CHECK(poll > 0, "a look ahead never polls");
-    feed_until(reference, 101);
+    feed_until(reference, 49);
     feed_until(full, NUM_TOKENS);
     for (poll = 0; interrupt_rewind(full, poll, gptoss_generator_logits(reference));)
-        poll += 1 + poll / 2;
+        poll += 1 + poll;
     CHECK(poll > 0, "a rewind to rows that are gone never polls");
     gptoss_generator_release(full);
     gptoss_generator_release(reference);
