@@ -59,7 +59,7 @@ static void drop_slow_cores(const char *root, uint8_t *usable, int num_cpus) {
     }
     for (int cpu = 0; cpu < num_cpus; ++cpu) {
         if (!listed)
-            fast[cpu] = capacity[cpu] < 0 || 2 * capacity[cpu] >= most;
+            fast[cpu] = capacity[cpu] < 0 || capacity[cpu] >= most - capacity[cpu];
         num_fast += usable[cpu] && fast[cpu];
     }
     for (int cpu = 0; num_fast > 0 && cpu < num_cpus; ++cpu)
