@@ -7,9 +7,14 @@
 enum { PER_LANE = 8, GROUP = GPTOSS_LANES * PER_LANE, BLOCK = 32 };
 enum { PREFETCH_BYTES = 4096 };
 
+/* Two blocks: two loads that overlap, as blocks are 16 or 17 bytes apart, or one. */
 GPTOSS_INLINE __m256i load_pair(const struct gptoss_mxfp4_row *row, int64_t block) {
     const uint8_t *codes = row->codes + block * row->codes_step;
-    return _mm256_loadu2_m128i((const void *)(codes + row->codes_step), (const void *)codes);
+    __m256i first = _mm256_loadu_si256((const void *)codes);
+    if (row->codes_step == 16)
+        return first;
+    return _mm256_blend_epi32(
+        first, _mm256_loadu_si256((const void *)(codes + row->codes_step - 16)), 0xF0);
 }
 
 GPTOSS_INLINE __m256 load_scales(const struct gptoss_mxfp4_row *row, int64_t block) {
@@ -18,28 +23,22 @@ GPTOSS_INLINE __m256 load_scales(const struct gptoss_mxfp4_row *row, int64_t blo
                            _mm256_set1_ps(gptoss_e8m0_value(scales[row->scale_step])), 0xF0);
 }
 
-/* The chains are long: both halves of a group advance side by side. */
-GPTOSS_INLINE void add_group(const struct gptoss_mxfp4_row *row, int64_t block, const float *x,
-                             int64_t distance, int num_vectors, __m256 (*p)[2]) {
-    __m256i pairs[2][4];
-    __m256 t[GPTOSS_MAX_VECTORS][2];
-    for (int half = 0; half < 2; ++half)
-        gptoss_look_up_e2m1(load_pair(row, block + 2 * half), pairs[half]);
+/* pairs: the codes of both blocks, looked up. */
+GPTOSS_INLINE void add_pair(const struct gptoss_mxfp4_row *row, int64_t block,
+                            const __m256i pairs[4], const float *x, int64_t distance,
+                            int num_vectors, __m256 (*p)[2], int half) {
+    __m256 t[GPTOSS_MAX_VECTORS], scales = load_scales(row, block);
     for (int v = 0; v < num_vectors; ++v)
-        t[v][0] = t[v][1] = _mm256_setzero_ps();
+        t[v] = _mm256_setzero_ps();
 #pragma GCC unroll 8
-    for (int i = 0; i < PER_LANE; ++i)
-        for (int half = 0; half < 2; ++half) {
-            __m256 value = gptoss_e2m1_value(pairs[half], i);
-            for (int v = 0; v < num_vectors; ++v)
-                t[v][half] = _mm256_fmadd_ps(
-                    value, _mm256_loadu_ps(x + v * distance + 16 * i + 8 * half), t[v][half]);
-        }
-    for (int half = 0; half < 2; ++half) {
-        __m256 scales = load_scales(row, block + 2 * half);
+    for (int i = 0; i < PER_LANE; ++i) {
+        __m256 value = gptoss_e2m1_value(pairs, i);
         for (int v = 0; v < num_vectors; ++v)
-            p[v][half] = _mm256_fmadd_ps(scales, t[v][half], p[v][half]);
+            t[v] =
+                _mm256_fmadd_ps(value, _mm256_loadu_ps(x + v * distance + 16 * i + 8 * half), t[v]);
     }
+    for (int v = 0; v < num_vectors; ++v)
+        p[v][half] = _mm256_fmadd_ps(scales, t[v], p[v][half]);
 }
 
 /* What follows the whole groups: two blocks or the lower lanes of one. */
@@ -70,10 +69,19 @@ GPTOSS_INLINE void dot_row(struct gptoss_mxfp4_row row, int64_t num_columns, con
     __m256 p[GPTOSS_MAX_VECTORS][2];
     for (int v = 0; v < num_vectors; ++v)
         p[v][0] = p[v][1] = _mm256_setzero_ps();
-    for (; block + 4 <= num_blocks; block += 4, x += GROUP) {
+    /* A chain is long: the next pair is looked up before it. */
+    __m256i pairs[4];
+    if (num_blocks >= 4)
+        gptoss_look_up_e2m1(load_pair(&row, 0), pairs);
+    for (; block + 4 <= num_blocks; x += GROUP) {
         _mm_prefetch((const char *)(row.codes + block * row.codes_step + PREFETCH_BYTES),
                      _MM_HINT_T0);
-        add_group(&row, block, x, distance, num_vectors, p);
+        for (int half = 0; half < 2; ++half, block += 2) {
+            __m256i next[4];
+            gptoss_look_up_e2m1(load_pair(&row, block + 4 <= num_blocks ? block + 2 : 0), next);
+            add_pair(&row, block, pairs, x, distance, num_vectors, p, half);
+            memcpy(pairs, next, sizeof pairs);
+        }
     }
     for (int half = 0; block < num_blocks; ++half, block += 2)
         add_rest(&row, block, num_blocks - block, x, distance, num_vectors, p, half);

@@ -6,6 +6,6 @@ GPTOSS_INLINE __m512 add_pair_products(__m512 a, __m512 b, __m512 sums) {
 }
 #define gptoss_vector_fma add_pair_products
 
-enum { UNSCALED_VECTORS = 2, SCALED_VECTORS = 2 };
+enum { UNSCALED_VECTORS = 2, SCALED_VECTORS = 2, SCALED_TOKENS = 6 };
 
 #include "cpu/multiply_panel_simd.h"
