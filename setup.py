@@ -25,20 +25,19 @@ class BuildCore(build_ext):
 
     def build_extension(self, ext):
         compiler = shlex.split(os.environ.get("CC", "cc"))
-        sanitizers = build_plan.sanitizer_flags(os.environ.get("GPTOSS_SANITIZE", ""))
-        flags = [*shlex.split(os.environ.get("CFLAGS", "")), *sanitizers]
+        sanitizers = os.environ.get("GPTOSS_SANITIZE", "")
+        flags = shlex.split(os.environ.get("CFLAGS", ""))
         python = [f"-I{path}" for path in self.include_dirs]
         if LIMITED_API:
             python.append("-DPy_LIMITED_API=0x030B0000")
         build_plan.require_headers(compiler, ["cjson/cJSON.h", "Python.h"], [*flags, *python])
-        kernels = [unit for unit in build_plan.kernel_units() if unit.flags]
-        plain = kernels if sanitizers else []
-        units = [unit for unit in build_plan.engine_units() if unit not in plain]
-        objects = build_plan.compile_units(units, compiler, flags, self.parallel)
-        if plain:
-            objects += build_plan.compile_units(plain, compiler, jobs=self.parallel)
+        jobs = self.parallel
+        objects = build_plan.compile_engine(
+            compiler, flags, sanitizers, plain_kernels=sanitizers != "", jobs=jobs
+        )
+        flags += build_plan.sanitizer_flags(sanitizers)
         units = build_plan.binding_units()
-        objects += build_plan.compile_units(units, compiler, [*flags, *python], self.parallel)
+        objects += build_plan.compile_units(units, compiler, [*flags, *python], jobs)
         output = Path(self.get_ext_fullpath(ext.name))
         options = ["-shared", *flags, *shlex.split(os.environ.get("LDFLAGS", ""))]
         build_plan.link(compiler, objects, output, options)

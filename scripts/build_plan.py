@@ -12,7 +12,7 @@ Files compiled for an instruction set see its name as the macro GPTOSS_ISA.
 As a program it builds a C driver with the engine linked in, or with the kernels alone, which need
 no cJSON:
     python scripts/build_plan.py DRIVER.c OUTPUT [--kernels] [--sanitize address,undefined]
-        [--compiler CC] [--machine aarch64]
+        [--plain-kernels] [--compiler CC] [--machine aarch64]
 """
 
 from __future__ import annotations
@@ -214,6 +214,26 @@ def compile_units(
         ]
 
 
+def compile_engine(
+    compiler: Sequence[str],
+    flags: Sequence[str] = (),
+    sanitizers: str = "",
+    plain_kernels: bool = False,
+    machine: str | None = None,
+    jobs: int | None = None,
+) -> list[str]:
+    """The engine's objects.
+
+    Args:
+        plain_kernels: kernels without the sanitizers, for speed; tests/c/kernels_driver.c
+            instruments them.
+    """
+    plain = [unit for unit in kernel_units(machine) if unit.flags] if plain_kernels else []
+    others = [unit for unit in engine_units(machine) if unit not in plain]
+    objects = compile_units(others, compiler, [*flags, *sanitizer_flags(sanitizers)], jobs)
+    return objects + compile_units(plain, compiler, flags, jobs)
+
+
 def link(
     compiler: Sequence[str],
     objects: Sequence[str],
@@ -237,18 +257,23 @@ def build_driver(
     compiler: Sequence[str] = ("cc",),
     machine: str | None = None,
     kernels_only: bool = False,
+    plain_kernels: bool = False,
 ) -> None:
     """Builds one C program with the engine's objects, or the kernels' alone, linked in.
 
     Args:
+        plain_kernels: see compile_engine.
         machine: what the compiler compiles for, as platform.machine() calls it; None for this one.
     """
     extra = sanitizer_flags(sanitizers)
     if not kernels_only:
         require_headers(compiler, ["cjson/cJSON.h"], extra)
     driver = driver.resolve()
-    units = kernel_units(machine) if kernels_only else engine_units(machine)
-    objects = compile_units([*units, Unit(driver, f"{driver.stem}.o")], compiler, extra)
+    if kernels_only:
+        objects = compile_units(kernel_units(machine), compiler, extra)
+    else:
+        objects = compile_engine(compiler, (), sanitizers, plain_kernels, machine)
+    objects += compile_units([Unit(driver, f"{driver.stem}.o")], compiler, extra)
     link(compiler, objects, output, extra, ["-lm"] if kernels_only else LIBRARIES)
 
 
@@ -258,6 +283,9 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--kernels", action="store_true", help="link the kernels alone")
     parser.add_argument("--sanitize", default="", help="address,undefined or thread")
+    parser.add_argument(
+        "--plain-kernels", action="store_true", help="do not sanitize the kernels, for speed"
+    )
     parser.add_argument("--compiler", default=os.environ.get("CC", "cc"))
     parser.add_argument("--machine", help="what the compiler compiles for, such as aarch64")
     arguments = parser.parse_args()
@@ -268,6 +296,7 @@ def main() -> None:
         shlex.split(arguments.compiler),
         arguments.machine,
         arguments.kernels,
+        arguments.plain_kernels,
     )
 
 

@@ -1,12 +1,13 @@
 /* MXFP4 to bf16: code c times 2^(b - 127), by the bits. With e the exponent of |c| and f = 0.5
  * where its fraction is one half, bf16 holds (b + e) * 128 + 128 f. Below exponent 1 it is a
- * subnormal, which still holds |c| * 2^(b - 127) exactly; from 255 on it is infinite. */
+ * subnormal, which still holds |c| * 2^(b - 127) exactly; from 255 on it is infinite. The least
+ * exponent is -1. */
 #include <stdint.h>
 
 #define MAGNITUDE(exponent, half)                                                                  \
     ((exponent) >= 255 ? 0x7F80                                                                    \
      : (exponent) > 0  ? (exponent) * 128 + (half) * 64                                            \
-                       : (128 + (half) * 64) >> (1 - (exponent)))
+                       : (128 + (half) * 64) >> ((exponent) == 0 ? 1 : 2))
 #define POSITIVE(b, sign)                                                                          \
     (sign), (sign) | MAGNITUDE((b) - 1, 0), (sign) | MAGNITUDE(b, 0), (sign) | MAGNITUDE(b, 1),    \
         (sign) | MAGNITUDE((b) + 1, 0), (sign) | MAGNITUDE((b) + 1, 1),                            \

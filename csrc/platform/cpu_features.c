@@ -65,10 +65,11 @@ static uint32_t ask_processor(void) {
         features |= GPTOSS_CPU_AVX512VL;
     if (ecx & bit_AVX512VNNI)
         features |= GPTOSS_CPU_AVX512_VNNI;
-    const uint32_t tile_state = 0x60000;
-    if ((saved & tile_state) == tile_state && (edx & bit_AMX_TILE)) {
+    /* Of leaf 7, EDX: not every compiler's cpuid.h names them. */
+    const uint32_t tile_state = 0x60000, amx_tile = 1u << 24, amx_bf16 = 1u << 22;
+    if ((saved & tile_state) == tile_state && (edx & amx_tile)) {
         features |= GPTOSS_CPU_AMX_TILE;
-        if (edx & bit_AMX_BF16)
+        if (edx & amx_bf16)
             features |= GPTOSS_CPU_AMX_BF16;
     }
     unsigned int max_subleaf = eax;
