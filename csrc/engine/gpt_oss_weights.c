@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "engine/gpt_oss.h"
+#include "engine/model.h"
 #include "engine/weights.h"
 #include "numeric/dtype.h"
 #include "platform/allocator.h"
@@ -208,41 +208,32 @@ static enum gptoss_status bind_all(struct gptoss_binder *binder, struct gptoss_g
     gptoss_binder_spell(binder, "model.norm.weight", "norm.scale", "output_norm.weight");
     GPTOSS_TRY(gptoss_bind_vector(binder, 0, config->hidden_size, &weights->final_norm));
     gptoss_binder_spell(binder, "lm_head.weight", "unembedding.weight", "output.weight");
-    if (config->tied_embeddings && gptoss_checkpoint_find(binder->checkpoint, binder->name) == NULL)
-        weights->unembedding = weights->embedding;
-    else
-        GPTOSS_TRY(gptoss_bind_matrix(binder, config->vocab_size, config->hidden_size,
-                                      &weights->unembedding));
+    GPTOSS_TRY(gptoss_bind_unembedding(binder, &weights->embedding, &weights->unembedding));
     for (binder->layer = 0; binder->layer < config->num_layers; ++binder->layer)
         GPTOSS_TRY(bind_layer(binder, &weights->layers[binder->layer]));
     return GPTOSS_OK;
 }
 
-enum gptoss_status gptoss_gpt_oss_bind(const struct gptoss_checkpoint *checkpoint,
-                                       struct gptoss_gpt_oss *weights_out,
-                                       struct gptoss_error *error) {
+enum gptoss_status gptoss_gpt_oss_bind(struct gptoss_model *model, struct gptoss_error *error) {
+    const struct gptoss_checkpoint *checkpoint = model->checkpoint;
+    struct gptoss_gpt_oss *weights = &model->weights.gpt_oss;
     struct gptoss_binder binder = {
         .checkpoint = checkpoint,
-        .config = gptoss_checkpoint_config(checkpoint),
+        .config = model->config,
         .naming = gptoss_checkpoint_is_gguf(checkpoint) ? GPTOSS_NAMING_GGUF
                   : gptoss_checkpoint_find(checkpoint, "embedding.weight") != NULL
                       ? GPTOSS_NAMING_ORIGINAL
                       : GPTOSS_NAMING_HUGGING_FACE,
         .error = error,
     };
-    *weights_out = (struct gptoss_gpt_oss){0};
-    size_t num_layers = (size_t)binder.config->num_layers;
-    weights_out->layers = gptoss_allocate(num_layers, sizeof *weights_out->layers);
-    if (weights_out->layers == NULL)
-        return gptoss_error_memory(error, num_layers * sizeof *weights_out->layers,
+    size_t num_layers = (size_t)model->config->num_layers;
+    weights->layers = gptoss_allocate(num_layers, sizeof *weights->layers);
+    if (weights->layers == NULL)
+        return gptoss_error_memory(error, num_layers * sizeof *weights->layers,
                                    "the table of weights");
-    enum gptoss_status status = bind_all(&binder, weights_out);
-    if (status != GPTOSS_OK)
-        gptoss_gpt_oss_clear(weights_out);
-    return status;
+    return bind_all(&binder, weights);
 }
 
-void gptoss_gpt_oss_clear(struct gptoss_gpt_oss *weights) {
-    gptoss_free(weights->layers);
-    *weights = (struct gptoss_gpt_oss){0};
+void gptoss_gpt_oss_clear(struct gptoss_model *model) {
+    gptoss_free(model->weights.gpt_oss.layers);
 }

@@ -62,13 +62,41 @@ enum gptoss_status gptoss_bind_matrix(struct gptoss_binder *binder, int64_t num_
     return GPTOSS_OK;
 }
 
+enum gptoss_status gptoss_bind_transposed(struct gptoss_binder *binder, int64_t num_rows,
+                                          int64_t num_columns, struct gptoss_weight *out) {
+    const struct gptoss_tensor *tensor;
+    GPTOSS_TRY(gptoss_binder_find(binder, GPTOSS_FLOAT_DTYPES, 2,
+                                  (int64_t[]){num_columns, num_rows}, &tensor));
+    *out = (struct gptoss_weight){.dtype = tensor->dtype,
+                                  .transposed = true,
+                                  .num_matrices = 1,
+                                  .num_rows = num_rows,
+                                  .num_columns = num_columns,
+                                  .data = tensor->data};
+    return GPTOSS_OK;
+}
+
+enum gptoss_status gptoss_bind_unembedding(struct gptoss_binder *binder,
+                                           const struct gptoss_weight *embedding,
+                                           struct gptoss_weight *out) {
+    if (!binder->config->tied_embeddings ||
+        gptoss_checkpoint_find(binder->checkpoint, binder->name) != NULL)
+        return gptoss_bind_matrix(binder, binder->config->vocab_size, binder->config->hidden_size,
+                                  out);
+    *out = *embedding;
+    return GPTOSS_OK;
+}
+
 void gptoss_slice_rows(const struct gptoss_weight *weight, const struct gptoss_vector *bias,
                        int64_t first_row, int64_t num_rows, struct gptoss_weight *weight_out,
                        struct gptoss_vector *bias_out) {
+    uint64_t row_bytes = weight->transposed
+                             ? gptoss_dtype_bytes(weight->dtype)
+                             : gptoss_dtype_row_bytes(weight->dtype, (uint64_t)weight->num_columns);
     *weight_out = *weight;
     weight_out->num_rows = num_rows;
-    weight_out->data +=
-        (uint64_t)first_row * gptoss_dtype_row_bytes(weight->dtype, (uint64_t)weight->num_columns);
+    weight_out->num_stored = weight->transposed ? weight->num_rows : 0;
+    weight_out->data += (uint64_t)first_row * row_bytes;
     *bias_out = (struct gptoss_vector){bias->dtype, 1, num_rows, bias->data};
     if (bias->data != NULL)
         bias_out->data += (uint64_t)first_row * gptoss_dtype_bytes(bias->dtype);

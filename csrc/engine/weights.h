@@ -43,8 +43,15 @@ enum gptoss_status gptoss_bind_vector(struct gptoss_binder *binder, int64_t num_
                                       int64_t num_elements, struct gptoss_vector *out);
 enum gptoss_status gptoss_bind_matrix(struct gptoss_binder *binder, int64_t num_rows,
                                       int64_t num_columns, struct gptoss_weight *out);
+/* A matrix stored [inputs][outputs]. */
+enum gptoss_status gptoss_bind_transposed(struct gptoss_binder *binder, int64_t num_rows,
+                                          int64_t num_columns, struct gptoss_weight *out);
+/* The output matrix; the embedding serves where the configuration ties them and there is none. */
+enum gptoss_status gptoss_bind_unembedding(struct gptoss_binder *binder,
+                                           const struct gptoss_weight *embedding,
+                                           struct gptoss_weight *out);
 
-/* num_rows rows from first_row of a matrix and its bias. */
+/* num_rows outputs from first_row of a matrix and its bias. */
 void gptoss_slice_rows(const struct gptoss_weight *weight, const struct gptoss_vector *bias,
                        int64_t first_row, int64_t num_rows, struct gptoss_weight *weight_out,
                        struct gptoss_vector *bias_out);
