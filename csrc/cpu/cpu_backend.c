@@ -63,7 +63,9 @@ struct gptoss_matrix gptoss_matrix_at(const struct gptoss_weight *weight, int64_
     case GPTOSS_DTYPE_BF16: matrix.layout = GPTOSS_LAYOUT_BF16; break;
     default: matrix.layout = GPTOSS_LAYOUT_F32;
     }
-    int64_t line = weight->transposed ? weight->num_rows : weight->num_columns;
+    int64_t line = !weight->transposed      ? weight->num_columns
+                   : weight->num_stored > 0 ? weight->num_stored
+                                            : weight->num_rows;
     matrix.row_bytes = (int64_t)gptoss_dtype_row_bytes(weight->dtype, (uint64_t)line);
     if (weight->transposed)
         matrix.layout += GPTOSS_LAYOUT_F32_TRANSPOSED - GPTOSS_LAYOUT_F32;
@@ -264,6 +266,7 @@ static const struct gptoss_backend_operations cpu_operations = {
     .rope_append = gptoss_cpu_rope_append,
     .attention = gptoss_cpu_attention,
     .linear_residual = gptoss_cpu_linear_residual,
+    .mlp_up = gptoss_cpu_mlp_up,
     .route = gptoss_cpu_route,
     .expert_gate_up = gptoss_cpu_expert_gate_up,
     .expert_down = gptoss_cpu_expert_down,
