@@ -232,12 +232,15 @@ static void read_gguf_rope(const struct gptoss_config_reader *reader,
     gptoss_config_demand_number(reader, "rope.scale_linear", 1.0);
     config->rope_original_positions = config->max_positions;
     const cJSON *type = gptoss_config_find(reader, "rope.scaling.type");
-    if (type == NULL)
+    /* Ollama's converter knows one kind of scaling and does not name it. */
+    bool is_implied = type == NULL && strcmp(reader->section, "gptoss.") == 0 &&
+                      gptoss_config_find(reader, "rope.scaling.factor") != NULL;
+    if (type == NULL && !is_implied)
         gptoss_config_demand_number(reader, "rope.scaling.factor", 1.0);
-    if (*reader->status != GPTOSS_OK || type == NULL ||
+    if (*reader->status != GPTOSS_OK || (type == NULL && !is_implied) ||
         (cJSON_IsString(type) && strcmp(type->valuestring, "none") == 0))
         return;
-    if (!cJSON_IsString(type) || strcmp(type->valuestring, "yarn") != 0) {
+    if (!is_implied && (!cJSON_IsString(type) || strcmp(type->valuestring, "yarn") != 0)) {
         gptoss_config_fail(reader, "rope.scaling.type", "\"yarn\" or \"none\"", type);
         return;
     }
@@ -253,10 +256,13 @@ static void read_gguf_rope(const struct gptoss_config_reader *reader,
 }
 
 static void read_gguf(const struct gptoss_config_reader *reader, struct gptoss_config *config) {
-    static const struct size_keys keys = {
+    const struct size_keys keys = {
         .num_layers = "block_count",
         .hidden_size = "embedding_length",
-        .intermediate_size = "expert_feed_forward_length",
+        .intermediate_size =
+            strcmp(reader->section, "gptoss.") == 0
+                ? gptoss_config_either(reader, "expert_feed_forward_length", "feed_forward_length")
+                : "expert_feed_forward_length",
         .vocab_size = "vocab_size",
         .num_heads = "attention.head_count",
         .num_kv_heads = "attention.head_count_kv",
@@ -314,6 +320,7 @@ static const struct family {
     void (*read_gguf)(const struct gptoss_config_reader *reader, struct gptoss_config *config);
 } families[] = {
     {"gpt_oss", "gpt-oss", "gpt-oss.", read_gpt_oss, read_gguf_gpt_oss},
+    {"gpt_oss", "gptoss", "gptoss.", read_gpt_oss, read_gguf_gpt_oss}, /* of Ollama's converter */
     {"llama", "llama", "llama.", gptoss_config_llama, gptoss_config_gguf_llama},
     {"gpt2", "gpt2", "gpt2.", gptoss_config_gpt2, gptoss_config_gguf_gpt2},
 };

@@ -23,9 +23,10 @@ enum gptoss_status gptoss_config_unsupported(const char *file, const cJSON *arch
 /* What begins the keys of an architecture in GGUF files, "llama."; NULL if it is not supported. */
 const char *gptoss_config_gguf_prefix(const char *architecture);
 
-/* keys: the metadata that begin with the prefix, without it. Those of gpt-oss say nothing of the
- * pattern of the layers, the limits of SwiGLU and the truncation of YaRN's range: those are the
- * released models'. */
+/* keys: the metadata that begin with the prefix, without it. Those of gpt-oss ("gpt-oss.", or
+ * "gptoss." as Ollama's converter has it, which leaves more out) say nothing of the pattern of the
+ * layers, the limits of SwiGLU and the truncation of YaRN's range: those are the released
+ * models'. */
 enum gptoss_status gptoss_config_from_gguf(const char *path, const char *prefix, const cJSON *keys,
                                            struct gptoss_config *config_out,
                                            struct gptoss_error *error);
