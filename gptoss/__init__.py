@@ -10,6 +10,7 @@ the activations.
 from gptoss import _core
 from gptoss.batch import Completion, forward, generate_batch
 from gptoss.chat import Chat, Reply, ToolCall
+from gptoss.checkpoint import Checkpoint, ListedTensor
 from gptoss.errors import (
     ArgumentError,
     ContextError,
@@ -25,6 +26,7 @@ from gptoss.errors import (
 )
 from gptoss.generation import Generation, Output, TokenLogprob
 from gptoss.generator import Generator
+from gptoss.metadata import Metadata, MetadataInfo
 from gptoss.model import Config, Expert, Model, TensorInfo
 from gptoss.sampling import Draw, Sampling
 from gptoss.speculation import Speculation, SpeculationStats
@@ -36,6 +38,7 @@ __version__ = _core.version()
 __all__ = [
     "ArgumentError",
     "Chat",
+    "Checkpoint",
     "Completion",
     "Config",
     "ContextError",
@@ -47,6 +50,9 @@ __all__ = [
     "Generation",
     "Generator",
     "InUseError",
+    "ListedTensor",
+    "Metadata",
+    "MetadataInfo",
     "Model",
     "NotFoundError",
     "NumericError",

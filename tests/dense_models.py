@@ -311,6 +311,7 @@ def write_types(
 
 # ---- the container ----
 
+
 def encode_gguf(
     values: dict[str, Any],
     tensors: Tensors,

@@ -120,7 +120,7 @@ def test_threads_and_instruction_sets(name: str, path_of: PathOf, expected: Expe
             assert_same_bits(steps, expected(name)[:20], f"{options}, steps")
 
 
-# Exact products of integers with d; the other formats' weights are rounded once here, twice in gguf.
+# Integers times d, exact; weights of the other formats are rounded once here, twice in gguf.
 EXACT = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_0", "Q3_K", "Q6_K")
 EVERY_TYPE = (*EXACT, *(kind for kind in BLOCK_TYPES if kind not in EXACT))
 LARGE = {
@@ -129,7 +129,9 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("kinds", [*((kind,) for kind in EVERY_TYPE), EXACT, EVERY_TYPE], ids="-".join)
+@pytest.mark.parametrize(
+    "kinds", [*((kind,) for kind in EVERY_TYPE), EXACT, EVERY_TYPE], ids="-".join
+)
 @pytest.mark.parametrize("name", LARGE)
 def test_matrices_of_any_type(tmp_path: Path, name: str, kinds: tuple[str, ...]) -> None:
     """One type, or one drawn for each matrix: gate and up may differ. The bits are those of the
