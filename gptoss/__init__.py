@@ -7,7 +7,7 @@ the activations.
         print(out.text, end="")
 """
 
-from gptoss import _core
+from gptoss import _core, mx
 from gptoss.batch import Completion, forward, generate_batch
 from gptoss.chat import Chat, Reply, ToolCall
 from gptoss.errors import (
@@ -65,4 +65,5 @@ __all__ = [
     "UnsupportedError",
     "forward",
     "generate_batch",
+    "mx",
 ]
