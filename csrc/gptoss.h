@@ -69,9 +69,19 @@ enum gptoss_dtype {
     GPTOSS_DTYPE_MXFP4 =
         15, /* codes in 32-element blocks and a separate plane of E8M0 scales; no file dtype */
     /* Blocks of 32 elements, as GGUF files hold them. */
-    GPTOSS_DTYPE_Q8_0 = 16,      /* 34 bytes: an f16 scale, 32 int8 codes */
-    GPTOSS_DTYPE_MXFP4_GGUF = 17 /* 17 bytes: an E8M0 scale, 16 bytes of codes; byte j holds element
-                                    j in its low nibble and element j + 16 in its high one */
+    GPTOSS_DTYPE_Q8_0 = 16,       /* 34 bytes: an f16 scale, 32 int8 codes */
+    GPTOSS_DTYPE_MXFP4_GGUF = 17, /* 17 bytes: an E8M0 scale, 16 bytes of codes; byte j holds
+                                     element j in its low nibble, element j + 16 in its high one */
+    GPTOSS_DTYPE_Q4_0 = 18, /* these and the next: docs/numerics.md, numeric/block_formats.h */
+    GPTOSS_DTYPE_Q4_1 = 19,
+    GPTOSS_DTYPE_Q5_0 = 20,
+    GPTOSS_DTYPE_Q5_1 = 21,
+    /* Blocks of 256. */
+    GPTOSS_DTYPE_Q2_K = 22,
+    GPTOSS_DTYPE_Q3_K = 23,
+    GPTOSS_DTYPE_Q4_K = 24,
+    GPTOSS_DTYPE_Q5_K = 25,
+    GPTOSS_DTYPE_Q6_K = 26
 };
 
 enum gptoss_rope_scaling { GPTOSS_ROPE_PLAIN = 0, GPTOSS_ROPE_YARN = 1 };

@@ -51,8 +51,20 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 
-# Formats that pack 32 elements into a block of so many bytes, by the engine's names.
-BLOCK_BYTES: Mapping[str, int] = {"Q8_0": 34, "MXFP4_GGUF": 17}
+# Elements and bytes of a block, by the formats' names in GGUF files.
+BLOCKS: Mapping[str, tuple[int, int]] = {
+    "Q8_0": (32, 34),
+    "MXFP4": (32, 17),
+    "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
+    "Q2_K": (256, 84),
+    "Q3_K": (256, 110),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+}
 
 
 @dataclass(frozen=True)
@@ -96,9 +108,10 @@ class Config:
 class TensorInfo:
     """What a tensor is and where.
 
-    dtype and shape: of its array. format: how the file stores it, "BF16", "U8", "Q8_0"; blocks of
-    "Q8_0" and "MXFP4" in GGUF files are uint8 arrays (..., blocks, bytes of a block), each block 32
-    weights along the last axis. file_offset: of the first byte, in file.
+    dtype and shape: of its array. format: how the file stores it, "BF16", "U8", "Q4_K"; the block
+    formats of GGUF files, "Q8_0", "MXFP4" and "Q4_0" to "Q6_K", are uint8 arrays (..., blocks,
+    bytes of a block), each block 32 weights along the last axis, or 256 in the formats whose names
+    end in K. file_offset: of the first byte, in file.
     """
 
     name: str
@@ -112,9 +125,9 @@ class TensorInfo:
     @property
     def element_shape(self) -> tuple[int, ...]:
         """The shape of what it holds: as shape, but with blocks counted in elements."""
-        if self.format not in ("Q8_0", "MXFP4"):
+        if self.format not in BLOCKS:
             return self.shape
-        return (*self.shape[:-2], 32 * self.shape[-2])
+        return (*self.shape[:-2], BLOCKS[self.format][0] * self.shape[-2])
 
 
 class Model:
@@ -392,10 +405,11 @@ def _tensor_info(
     name: str, dtype: str, shape: tuple[int, ...], num_bytes: int, file: Path, file_offset: int
 ) -> TensorInfo:
     """dtype by the engine's name; shape in elements."""
-    if dtype not in BLOCK_BYTES:
-        return TensorInfo(name, DTYPES[dtype], shape, num_bytes, file, file_offset, dtype)
-    shape = (*shape[:-1], shape[-1] // 32, BLOCK_BYTES[dtype])
     stored_as = dtype.removesuffix("_GGUF")
+    if stored_as not in BLOCKS:
+        return TensorInfo(name, DTYPES[dtype], shape, num_bytes, file, file_offset, dtype)
+    elements, block_bytes = BLOCKS[stored_as]
+    shape = (*shape[:-1], shape[-1] // elements, block_bytes)
     return TensorInfo(name, DTYPES["U8"], shape, num_bytes, file, file_offset, stored_as)
 
 

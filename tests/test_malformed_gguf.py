@@ -270,6 +270,9 @@ END = File().entries[-1].offset + len(DATA[PLAN[-1].name])
         ({"dims": [64, 128, 1, 1, 1]}, "at most 4"),
         ({"dims": [1] * 1000}, "at most 4"),
         ({"dims": [63, 128]}, "whole blocks of 32"),
+        ({"type": 2, "dims": [63, 128]}, r"whole blocks of 32 \(Q4_0\)"),
+        ({"type": 12, "dims": [64, 128]}, r"whole blocks of 256 \(Q4_K\)"),
+        ({"type": 14, "dims": [384, 128]}, r"whole blocks of 256 \(Q6_K\), found \[128, 384\]"),
         ({"dims": [2**63, 1]}, r"sizes below 2\^63"),
         ({"dims": [2**64 - 32, 1]}, r"sizes below 2\^63"),
         ({"dims": [2**62, 2**62]}, "fit 64 bits"),
@@ -292,7 +295,7 @@ END = File().entries[-1].offset + len(DATA[PLAN[-1].name])
         ({"type": 33}, "known type"),
         ({"type": 1000}, "known type"),
         ({"type": 2**32 - 1}, "known type"),
-        ({"type": 24}, "dtype: expected F32 or F16 or BF16"),
+        ({"type": 24}, "dtype: expected F32, F16, BF16, Q8_0"),
     ],
     ids=lambda value: repr(value)[:50],
 )
@@ -310,7 +313,7 @@ def test_tensor_entry(path: Path, change: dict[str, Any], match: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "name"),
-    [(2, "Q4_0"), (6, "Q5_0"), (12, "Q4_K"), (14, "Q6_K"), (20, "IQ4_NL"), (4, "Ollama")],
+    [(9, "Q8_1"), (15, "Q8_K"), (20, "IQ4_NL"), (23, "IQ4_XS"), (40, "NVFP4"), (4, "Ollama")],
 )
 def test_formats_that_are_not_read_yet(path: Path, number: int, name: str) -> None:
     file = File()

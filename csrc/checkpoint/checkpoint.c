@@ -324,9 +324,9 @@ static void describe_dtypes(uint32_t mask, char *text, size_t num_bytes) {
     for (int dtype = 0; dtype < 32; ++dtype) {
         if ((mask >> dtype & 1) == 0 || length >= num_bytes)
             continue;
-        length +=
-            (size_t)snprintf(text + length, num_bytes - length, "%s%s", length == 0 ? "" : " or ",
-                             gptoss_dtype_name((enum gptoss_dtype)dtype));
+        const char *before = length == 0 ? "" : mask >> dtype == 1 ? " or " : ", ";
+        length += (size_t)snprintf(text + length, num_bytes - length, "%s%s", before,
+                                   gptoss_dtype_name((enum gptoss_dtype)dtype));
     }
 }
 
@@ -337,7 +337,7 @@ enum gptoss_status gptoss_checkpoint_require(const struct gptoss_checkpoint *che
                                              struct gptoss_error *error) {
     const struct gptoss_tensor *tensor = gptoss_checkpoint_find(checkpoint, name);
     struct gptoss_place place = {.file = checkpoint->path, .tensor = name, .offset = -1};
-    char expected[128], found[96];
+    char expected[160], found[96];
     gptoss_shape_describe(shape, num_dims, expected, sizeof expected);
     if (tensor == NULL) {
         gptoss_error_set(error, GPTOSS_ERROR_FORMAT, "%s: tensor '%s' is missing", checkpoint->path,

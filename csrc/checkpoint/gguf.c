@@ -286,18 +286,18 @@ static const struct {
 } types[] = {
     [0] = {"F32", true, GPTOSS_DTYPE_F32},
     [1] = {"F16", true, GPTOSS_DTYPE_F16},
-    [2] = {.name = "Q4_0"},
-    [3] = {.name = "Q4_1"},
+    [2] = {"Q4_0", true, GPTOSS_DTYPE_Q4_0},
+    [3] = {"Q4_1", true, GPTOSS_DTYPE_Q4_1},
     [4] = {.name = "number 4, MXFP4 in early files of Ollama"},
-    [6] = {.name = "Q5_0"},
-    [7] = {.name = "Q5_1"},
+    [6] = {"Q5_0", true, GPTOSS_DTYPE_Q5_0},
+    [7] = {"Q5_1", true, GPTOSS_DTYPE_Q5_1},
     [8] = {"Q8_0", true, GPTOSS_DTYPE_Q8_0},
     [9] = {.name = "Q8_1"},
-    [10] = {.name = "Q2_K"},
-    [11] = {.name = "Q3_K"},
-    [12] = {.name = "Q4_K"},
-    [13] = {.name = "Q5_K"},
-    [14] = {.name = "Q6_K"},
+    [10] = {"Q2_K", true, GPTOSS_DTYPE_Q2_K},
+    [11] = {"Q3_K", true, GPTOSS_DTYPE_Q3_K},
+    [12] = {"Q4_K", true, GPTOSS_DTYPE_Q4_K},
+    [13] = {"Q5_K", true, GPTOSS_DTYPE_Q5_K},
+    [14] = {"Q6_K", true, GPTOSS_DTYPE_Q6_K},
     [15] = {.name = "Q8_K"},
     [16] = {.name = "IQ2_XXS"},
     [17] = {.name = "IQ2_XS"},
@@ -323,7 +323,8 @@ static const struct {
 };
 
 static enum gptoss_status take_dtype(struct cursor *cursor, enum gptoss_dtype *dtype_out) {
-    static const char supported[] = "F32, F16, BF16, Q8_0 or MXFP4";
+    static const char supported[] =
+        "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K or MXFP4";
     uint64_t start = cursor->offset, type;
     GPTOSS_TRY(take_integer(cursor, 4, "type", &type));
     const char *name = type < sizeof types / sizeof types[0] ? types[type].name : NULL;
@@ -376,9 +377,11 @@ static enum gptoss_status take_tensor(struct cursor *cursor, struct gptoss_tenso
     GPTOSS_TRY(take_dtype(cursor, &tensor->dtype));
     if (!gptoss_shape_bytes(tensor->dtype, tensor->shape, tensor->num_dims, &tensor->num_bytes)) {
         char expected[96], found[96];
-        bool is_block = gptoss_dtype_bytes(tensor->dtype) == 0;
-        snprintf(expected, sizeof expected, "a shape whose bytes fit 64 bits%s",
-                 is_block ? ", in rows of whole blocks of 32" : "");
+        int length = snprintf(expected, sizeof expected, "a shape whose bytes fit 64 bits");
+        if (gptoss_dtype_block(tensor->dtype) > 1)
+            snprintf(expected + length, sizeof expected - (size_t)length,
+                     ", in rows of whole blocks of %" PRIu32 " (%s)",
+                     gptoss_dtype_block(tensor->dtype), gptoss_dtype_name(tensor->dtype));
         gptoss_shape_describe(tensor->shape, tensor->num_dims, found, sizeof found);
         return refuse(cursor, start, "shape", expected, found);
     }

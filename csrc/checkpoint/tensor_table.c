@@ -67,13 +67,13 @@ void gptoss_shape_describe(const int64_t *shape, int32_t num_dims, char *text, s
 bool gptoss_shape_bytes(enum gptoss_dtype dtype, const int64_t *shape, int32_t num_dims,
                         uint64_t *num_bytes_out) {
     bool is_block = gptoss_dtype_bytes(dtype) == 0, overflows = false, is_empty = false;
-    uint64_t num_bytes = is_block ? gptoss_dtype_row_bytes(dtype, 32) : gptoss_dtype_bytes(dtype);
+    uint64_t block = gptoss_dtype_block(dtype), num_bytes = gptoss_dtype_row_bytes(dtype, block);
     for (int32_t i = 0; i < num_dims; ++i) {
         uint64_t size = (uint64_t)shape[i];
         if (is_block && i == num_dims - 1) {
-            if (size % 32 != 0)
+            if (size % block != 0)
                 return false;
-            size /= 32;
+            size /= block;
         }
         is_empty |= size == 0;
         overflows |= __builtin_mul_overflow(num_bytes, size, &num_bytes);

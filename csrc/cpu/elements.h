@@ -4,7 +4,7 @@
 #define GPTOSS_CPU_ELEMENTS_H
 
 #include "cpu/kernels.h"
-#include "numeric/dtype.h"
+#include "numeric/block_formats.h"
 
 typedef float gptoss_element_fn(const uint8_t *elements, int64_t index);
 
@@ -29,12 +29,6 @@ static inline float gptoss_element_bf16(const uint8_t *elements, int64_t index) 
     uint16_t bits;
     memcpy(&bits, elements + index * 2, 2);
     return gptoss_float_from_bf16(bits);
-}
-
-/* A row of Q8_0 blocks: two bytes of scale d and 32 codes q each; d * q. */
-static inline float gptoss_element_q8_0(const uint8_t *row, int64_t index) {
-    const uint8_t *block = row + index / 32 * 34;
-    return gptoss_element_f16(block, 0) * (float)(int8_t)block[2 + index % 32];
 }
 
 /* The sum of 16 lanes by the documented tree; the lanes are overwritten. */

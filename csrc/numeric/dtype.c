@@ -2,27 +2,46 @@
 
 #include <assert.h>
 
+#include "numeric/block_formats.h"
+
 static const struct {
     const char *name;
-    uint8_t num_bytes;
+    uint16_t block, block_bytes;
 } dtypes[] = {
-    [GPTOSS_DTYPE_F32] = {"F32", 4},         [GPTOSS_DTYPE_F16] = {"F16", 2},
-    [GPTOSS_DTYPE_BF16] = {"BF16", 2},       [GPTOSS_DTYPE_F64] = {"F64", 8},
-    [GPTOSS_DTYPE_U8] = {"U8", 1},           [GPTOSS_DTYPE_I8] = {"I8", 1},
-    [GPTOSS_DTYPE_U16] = {"U16", 2},         [GPTOSS_DTYPE_I16] = {"I16", 2},
-    [GPTOSS_DTYPE_U32] = {"U32", 4},         [GPTOSS_DTYPE_I32] = {"I32", 4},
-    [GPTOSS_DTYPE_U64] = {"U64", 8},         [GPTOSS_DTYPE_I64] = {"I64", 8},
-    [GPTOSS_DTYPE_BOOL] = {"BOOL", 1},       [GPTOSS_DTYPE_F8_E4M3] = {"F8_E4M3", 1},
-    [GPTOSS_DTYPE_F8_E5M2] = {"F8_E5M2", 1}, [GPTOSS_DTYPE_MXFP4] = {"MXFP4", 0},
-    [GPTOSS_DTYPE_Q8_0] = {"Q8_0", 0},       [GPTOSS_DTYPE_MXFP4_GGUF] = {"MXFP4_GGUF", 0},
+    [GPTOSS_DTYPE_F32] = {"F32", 1, 4},         [GPTOSS_DTYPE_F16] = {"F16", 1, 2},
+    [GPTOSS_DTYPE_BF16] = {"BF16", 1, 2},       [GPTOSS_DTYPE_F64] = {"F64", 1, 8},
+    [GPTOSS_DTYPE_U8] = {"U8", 1, 1},           [GPTOSS_DTYPE_I8] = {"I8", 1, 1},
+    [GPTOSS_DTYPE_U16] = {"U16", 1, 2},         [GPTOSS_DTYPE_I16] = {"I16", 1, 2},
+    [GPTOSS_DTYPE_U32] = {"U32", 1, 4},         [GPTOSS_DTYPE_I32] = {"I32", 1, 4},
+    [GPTOSS_DTYPE_U64] = {"U64", 1, 8},         [GPTOSS_DTYPE_I64] = {"I64", 1, 8},
+    [GPTOSS_DTYPE_BOOL] = {"BOOL", 1, 1},       [GPTOSS_DTYPE_F8_E4M3] = {"F8_E4M3", 1, 1},
+    [GPTOSS_DTYPE_F8_E5M2] = {"F8_E5M2", 1, 1}, [GPTOSS_DTYPE_MXFP4] = {"MXFP4", 32, 16},
+    [GPTOSS_DTYPE_Q8_0] = {"Q8_0", 32, 34},     [GPTOSS_DTYPE_MXFP4_GGUF] = {"MXFP4_GGUF", 32, 17},
+    [GPTOSS_DTYPE_Q4_0] = {"Q4_0", 32, 18},     [GPTOSS_DTYPE_Q4_1] = {"Q4_1", 32, 20},
+    [GPTOSS_DTYPE_Q5_0] = {"Q5_0", 32, 22},     [GPTOSS_DTYPE_Q5_1] = {"Q5_1", 32, 24},
+    [GPTOSS_DTYPE_Q2_K] = {"Q2_K", 256, 84},    [GPTOSS_DTYPE_Q3_K] = {"Q3_K", 256, 110},
+    [GPTOSS_DTYPE_Q4_K] = {"Q4_K", 256, 144},   [GPTOSS_DTYPE_Q5_K] = {"Q5_K", 256, 176},
+    [GPTOSS_DTYPE_Q6_K] = {"Q6_K", 256, 210},
 };
 
+static bool is_known(enum gptoss_dtype dtype) {
+    return (size_t)dtype < sizeof dtypes / sizeof dtypes[0];
+}
+
 const char *gptoss_dtype_name(enum gptoss_dtype dtype) {
-    return (size_t)dtype < sizeof dtypes / sizeof dtypes[0] ? dtypes[dtype].name : "unknown";
+    return is_known(dtype) ? dtypes[dtype].name : "unknown";
 }
 
 size_t gptoss_dtype_bytes(enum gptoss_dtype dtype) {
-    return (size_t)dtype < sizeof dtypes / sizeof dtypes[0] ? dtypes[dtype].num_bytes : 0;
+    return is_known(dtype) && dtypes[dtype].block == 1 ? dtypes[dtype].block_bytes : 0;
+}
+
+uint32_t gptoss_dtype_block(enum gptoss_dtype dtype) {
+    return dtypes[dtype].block;
+}
+
+uint64_t gptoss_dtype_row_bytes(enum gptoss_dtype dtype, uint64_t num_elements) {
+    return num_elements / dtypes[dtype].block * dtypes[dtype].block_bytes;
 }
 
 const float gptoss_e2m1_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
@@ -33,17 +52,6 @@ const float gptoss_e2m1_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  
 #define E8M0_16(b) E8M0_4(b), E8M0_4((b) + 4), E8M0_4((b) + 8), E8M0_4((b) + 12)
 #define E8M0_64(b) E8M0_16(b), E8M0_16((b) + 16), E8M0_16((b) + 32), E8M0_16((b) + 48)
 const uint32_t gptoss_e8m0_bits[256] = {E8M0_64(0), E8M0_64(64), E8M0_64(128), E8M0_64(192)};
-
-float gptoss_float_from_f16(uint16_t bits) {
-    uint32_t sign = (uint32_t)(bits & 0x8000) << 16;
-    uint32_t exponent = bits >> 10 & 0x1F, mantissa = bits & 0x3FF;
-    if (exponent == 0x1F)
-        return gptoss_float_from_bits(sign | 0x7F800000u | mantissa << 13);
-    if (exponent != 0)
-        return gptoss_float_from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
-    float magnitude = (float)mantissa * 0x1p-24f;
-    return gptoss_float_from_bits(sign | gptoss_bits_from_float(magnitude));
-}
 
 uint16_t gptoss_f16_from_float(float value) {
     uint32_t bits = gptoss_bits_from_float(value);
@@ -97,15 +105,6 @@ void gptoss_decode_mxfp4(const uint8_t *blocks, const uint8_t *scales, size_t nu
     }
 }
 
-uint64_t gptoss_dtype_row_bytes(enum gptoss_dtype dtype, uint64_t num_elements) {
-    switch (dtype) {
-    case GPTOSS_DTYPE_MXFP4: return num_elements / 2;
-    case GPTOSS_DTYPE_MXFP4_GGUF: return num_elements / 32 * 17;
-    case GPTOSS_DTYPE_Q8_0: return num_elements / 32 * 34;
-    default: return num_elements * gptoss_dtype_bytes(dtype);
-    }
-}
-
 static void decode_mxfp4_gguf(const uint8_t *block, size_t num_blocks, float *out) {
     for (; num_blocks > 0; --num_blocks, block += 17, out += 32) {
         float scale = gptoss_float_from_e8m0(block[0]);
@@ -116,22 +115,23 @@ static void decode_mxfp4_gguf(const uint8_t *block, size_t num_blocks, float *ou
     }
 }
 
-static void decode_q8_0(const uint8_t *block, size_t num_blocks, float *out) {
-    for (; num_blocks > 0; --num_blocks, block += 34, out += 32) {
-        uint16_t bits;
-        memcpy(&bits, block, 2);
-        float scale = gptoss_float_from_f16(bits);
-        for (size_t k = 0; k < 32; ++k)
-            out[k] = scale * (float)(int8_t)block[2 + k];
+#define DECODE_BLOCKS(name, NAME, block_bytes)                                                     \
+    static void decode_##name(const uint8_t *row, size_t num_elements, float *out) {               \
+        for (size_t i = 0; i < num_elements; ++i)                                                  \
+            out[i] = gptoss_element_##name(row, (int64_t)i);                                       \
     }
-}
+DECODE_BLOCKS(q8_0, Q8_0, 34)
+GPTOSS_FOR_BLOCK_FORMATS(DECODE_BLOCKS)
 
 void gptoss_decode_row(enum gptoss_dtype dtype, const uint8_t *data, const uint8_t *scales,
                        size_t num_elements, float *out) {
     switch (dtype) {
     case GPTOSS_DTYPE_MXFP4: gptoss_decode_mxfp4(data, scales, num_elements / 32, out); break;
     case GPTOSS_DTYPE_MXFP4_GGUF: decode_mxfp4_gguf(data, num_elements / 32, out); break;
-    case GPTOSS_DTYPE_Q8_0: decode_q8_0(data, num_elements / 32, out); break;
+    case GPTOSS_DTYPE_Q8_0: decode_q8_0(data, num_elements, out); break;
+#define DECODE(name, NAME, block_bytes)                                                            \
+    case GPTOSS_DTYPE_##NAME: decode_##name(data, num_elements, out); break;
+        GPTOSS_FOR_BLOCK_FORMATS(DECODE)
     default: gptoss_decode_elements(dtype, data, num_elements, out);
     }
 }

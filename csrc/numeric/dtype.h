@@ -30,7 +30,16 @@ static inline float gptoss_round_to_bf16(float value) {
 }
 
 /* IEEE binary16, exact. */
-float gptoss_float_from_f16(uint16_t bits);
+static inline float gptoss_float_from_f16(uint16_t bits) {
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16;
+    uint32_t exponent = bits >> 10 & 0x1F, mantissa = bits & 0x3FF;
+    if (exponent == 0x1F)
+        return gptoss_float_from_bits(sign | 0x7F800000u | mantissa << 13);
+    if (exponent != 0)
+        return gptoss_float_from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
+    float magnitude = (float)mantissa * 0x1p-24f;
+    return gptoss_float_from_bits(sign | gptoss_bits_from_float(magnitude));
+}
 /* Round to nearest even; beyond 65504 to infinity; NaN stays NaN. The value every ISA's conversion
  * gives. */
 uint16_t gptoss_f16_from_float(float value);
@@ -46,7 +55,9 @@ extern const uint32_t gptoss_e8m0_bits[256];
 /* OCP MX v1.0 E2M1, codes 0..15; 8 is -0. */
 extern const float gptoss_e2m1_values[16];
 
-/* Bytes of num_elements in a row; for the block formats a multiple of 32. MXFP4: of its codes. */
+/* Elements that share a block: 1, 32 or 256. */
+uint32_t gptoss_dtype_block(enum gptoss_dtype dtype);
+/* Bytes of num_elements in a row, whole blocks. MXFP4: of its codes. */
 uint64_t gptoss_dtype_row_bytes(enum gptoss_dtype dtype, uint64_t num_elements);
 
 /* Elements of F32, F16 or BF16 to float32, exact. */
@@ -57,7 +68,8 @@ void gptoss_decode_mxfp4(const uint8_t *blocks, const uint8_t *scales, size_t nu
                          float *out);
 
 /* A row of a weight in any format that is multiplied, num_elements as above. scales: MXFP4 only.
- * Exact, but where an E8M0 scale makes an element infinite. */
+ * Exact, but where an E8M0 scale makes an element infinite and where a weight has a
+ * minimum, which is added with one rounding (block_formats.h). */
 void gptoss_decode_row(enum gptoss_dtype dtype, const uint8_t *data, const uint8_t *scales,
                        size_t num_elements, float *out);
 

@@ -9,7 +9,7 @@ struct array_view {
 };
 
 /* Formats of the struct module, whose language knows neither bfloat16 nor 8-bit floats: those go
- * out as their bits. */
+ * out as their bits, as blocks do. */
 static const char *format_of(enum gptoss_dtype dtype) {
     switch (dtype) {
     case GPTOSS_DTYPE_F32: return "f";
@@ -24,14 +24,8 @@ static const char *format_of(enum gptoss_dtype dtype) {
     case GPTOSS_DTYPE_U64: return "Q";
     case GPTOSS_DTYPE_I64: return "q";
     case GPTOSS_DTYPE_BOOL: return "?";
-    case GPTOSS_DTYPE_U8:
-    case GPTOSS_DTYPE_F8_E4M3:
-    case GPTOSS_DTYPE_F8_E5M2:
-    case GPTOSS_DTYPE_Q8_0:
-    case GPTOSS_DTYPE_MXFP4_GGUF:
-    case GPTOSS_DTYPE_MXFP4: break;
+    default: return "B";
     }
-    return "B";
 }
 
 void gptoss_python_array_pack(struct gptoss_python_array *array) {
