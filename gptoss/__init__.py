@@ -7,7 +7,7 @@ the activations.
         print(out.text, end="")
 """
 
-from gptoss import _core, mx
+from gptoss import _core, blocks, mx
 from gptoss.batch import Completion, forward, generate_batch
 from gptoss.chat import Chat, Reply, ToolCall
 from gptoss.errors import (
@@ -63,6 +63,7 @@ __all__ = [
     "Tokenizer",
     "ToolCall",
     "UnsupportedError",
+    "blocks",
     "forward",
     "generate_batch",
     "mx",

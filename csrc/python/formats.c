@@ -1,6 +1,7 @@
 /* Number formats as private functions of _core: encoding and decoding of whole blocks. Arrays are
  * contiguous buffers; sizes are checked so far that nothing outside them is touched. */
 #include "numeric/dtype.h"
+#include "numeric/encode.h"
 #include "numeric/mx.h"
 #include "platform/fp_environment.h"
 #include "python/binding.h"
@@ -134,12 +135,94 @@ static PyObject *mx_decode_f16_scaled(PyObject *module, PyObject *arguments) {
     return release(buffers, 2, done) ? Py_NewRef(Py_None) : NULL;
 }
 
+/* ---- storage formats of weights ---- */
+
+static bool find_dtype(const char *name, enum gptoss_dtype *dtype_out) {
+    for (int i = 0; i <= GPTOSS_DTYPE_Q6_K; ++i)
+        if (strcmp(gptoss_dtype_name((enum gptoss_dtype)i), name) == 0) {
+            *dtype_out = (enum gptoss_dtype)i;
+            return true;
+        }
+    gptoss_python_raise_as("ArgumentError", "no storage format %s", name);
+    return false;
+}
+
+/* encode_blocks(format, values, out) -> index of the first block that cannot be encoded, or -1. */
+static PyObject *encode_blocks(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *name;
+    Py_buffer buffers[MAX_BUFFERS];
+    Py_buffer *values = &buffers[0], *out = &buffers[1];
+    if (!PyArg_ParseTuple(arguments, "sy*w*:encode_blocks", &name, values, out))
+        return NULL;
+    enum gptoss_dtype dtype;
+    size_t num_blocks = 0, encoded = 0;
+    bool done = find_dtype(name, &dtype);
+    if (done && !gptoss_can_encode(dtype)) {
+        gptoss_python_raise_as("UnsupportedError", "nothing is encoded in %s", name);
+        done = false;
+    }
+    if (done) {
+        size_t block = gptoss_dtype_block(dtype);
+        num_blocks = (size_t)values->len / sizeof(float) / block;
+        done = check_size(values, num_blocks, block * sizeof(float)) &&
+               check_size(out, num_blocks, (size_t)gptoss_dtype_row_bytes(dtype, block));
+    }
+    if (done) {
+        Py_BEGIN_ALLOW_THREADS
+        uint64_t saved = gptoss_fp_environment_set_default();
+        encoded = gptoss_encode_blocks(dtype, values->buf, num_blocks, out->buf);
+        gptoss_fp_environment_restore(saved);
+        Py_END_ALLOW_THREADS
+    }
+    return release(buffers, 2, done)
+               ? PyLong_FromLongLong(encoded < num_blocks ? (long long)encoded : -1)
+               : NULL;
+}
+
+/* Whether gptoss_decode_row knows a format; MXFP4 alone has its scales elsewhere. */
+static bool can_decode(enum gptoss_dtype dtype) {
+    return dtype <= GPTOSS_DTYPE_BF16 || dtype >= GPTOSS_DTYPE_Q8_0;
+}
+
+/* decode_blocks(format, blocks, out) */
+static PyObject *decode_blocks(PyObject *module, PyObject *arguments) {
+    (void)module;
+    const char *name;
+    Py_buffer buffers[MAX_BUFFERS];
+    Py_buffer *blocks = &buffers[0], *out = &buffers[1];
+    if (!PyArg_ParseTuple(arguments, "sy*w*:decode_blocks", &name, blocks, out))
+        return NULL;
+    enum gptoss_dtype dtype;
+    bool done = find_dtype(name, &dtype);
+    if (done && !can_decode(dtype)) {
+        gptoss_python_raise_as("UnsupportedError", "%s is no format of weights", name);
+        done = false;
+    }
+    if (done) {
+        size_t block = gptoss_dtype_block(dtype);
+        size_t num_blocks = (size_t)out->len / sizeof(float) / block;
+        done = check_size(out, num_blocks, block * sizeof(float)) &&
+               check_size(blocks, num_blocks, (size_t)gptoss_dtype_row_bytes(dtype, block));
+    }
+    if (done) {
+        Py_BEGIN_ALLOW_THREADS
+        uint64_t saved = gptoss_fp_environment_set_default();
+        gptoss_decode_row(dtype, blocks->buf, NULL, (size_t)out->len / sizeof(float), out->buf);
+        gptoss_fp_environment_restore(saved);
+        Py_END_ALLOW_THREADS
+    }
+    return release(buffers, 2, done) ? Py_NewRef(Py_None) : NULL;
+}
+
 static PyMethodDef functions[] = {
     {"mx_formats", mx_formats, METH_NOARGS, NULL},
     {"mx_encode", mx_encode, METH_VARARGS, NULL},
     {"mx_decode", mx_decode, METH_VARARGS, NULL},
     {"mx_encode_f16_scaled", mx_encode_f16_scaled, METH_VARARGS, NULL},
     {"mx_decode_f16_scaled", mx_decode_f16_scaled, METH_VARARGS, NULL},
+    {"encode_blocks", encode_blocks, METH_VARARGS, NULL},
+    {"decode_blocks", decode_blocks, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
