@@ -178,7 +178,7 @@ def test_shapes(format: str) -> None:
 
 
 def test_wrong_formats() -> None:
-    with pytest.raises(gptoss.ArgumentError, match="'Q4_L'.*did you mean.*'Q4_K'"):
+    with pytest.raises(gptoss.ArgumentError, match=r"'Q4_L'.*did you mean.*'Q4_K'"):
         blocks.encode(np.ones(256), "Q4_L")
     with pytest.raises(gptoss.ArgumentError, match="'Q2_K'"):
         blocks.encode(np.ones(256), "Q2_K")
