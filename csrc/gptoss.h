@@ -114,6 +114,38 @@ struct gptoss_tensor {
     uint64_t num_bytes;
     const char *file;
     uint64_t file_offset;
+    const char *format; /* as the file calls the format: "BF16", "Q4_K" */
+    bool is_opaque;     /* only in lists of checkpoints: a format that is not read. dtype says
+                           nothing; num_bytes is 0 if not even its size is known */
+};
+
+/* Types of metadata, by their numbers in GGUF files. */
+enum gptoss_gguf_type {
+    GPTOSS_GGUF_UINT8 = 0,
+    GPTOSS_GGUF_INT8 = 1,
+    GPTOSS_GGUF_UINT16 = 2,
+    GPTOSS_GGUF_INT16 = 3,
+    GPTOSS_GGUF_UINT32 = 4,
+    GPTOSS_GGUF_INT32 = 5,
+    GPTOSS_GGUF_FLOAT32 = 6,
+    GPTOSS_GGUF_BOOL = 7,
+    GPTOSS_GGUF_STRING = 8,
+    GPTOSS_GGUF_ARRAY = 9,
+    GPTOSS_GGUF_UINT64 = 10,
+    GPTOSS_GGUF_INT64 = 11,
+    GPTOSS_GGUF_FLOAT64 = 12
+};
+
+/* One metadata value, in place in its file: little-endian elements one after another, unaligned; a
+ * string is a u64 length and that many bytes. Whole and checked, but text may be any bytes. */
+struct gptoss_gguf_value {
+    const char *key;
+    enum gptoss_gguf_type type; /* of an array: of its elements, never ARRAY */
+    bool is_array;
+    uint64_t num_elements; /* 1 unless an array */
+    const uint8_t *data;
+    uint64_t num_bytes;
+    uint64_t file_offset;
 };
 
 /* Called now and then from long work, on the calling thread, with the work done and the whole of it
@@ -154,6 +186,31 @@ int gptoss_usable_cpus(void);
  * slow cores of a hybrid processor not at all. */
 int gptoss_usable_cores(void);
 
+/* ---- checkpoint: the files of a model, without the model ---- */
+
+struct gptoss_checkpoint;
+/* Maps the files and reads their headers: of a model of any architecture, its tensors in any
+ * format. path: as gptoss_model_open takes it, but no config.json is needed. */
+enum gptoss_status gptoss_checkpoint_list(const char *path,
+                                          struct gptoss_checkpoint **checkpoint_out,
+                                          struct gptoss_error *error);
+void gptoss_checkpoint_release(struct gptoss_checkpoint *checkpoint);
+/* The version of GGUF; 0 of safetensors. */
+uint32_t gptoss_checkpoint_gguf_version(const struct gptoss_checkpoint *checkpoint);
+/* The files with weights, parts of a split one in order. */
+size_t gptoss_checkpoint_num_files(const struct gptoss_checkpoint *checkpoint);
+const char *gptoss_checkpoint_file(const struct gptoss_checkpoint *checkpoint, size_t index,
+                                   uint64_t *num_bytes_out);
+/* Tensors in the order of their names. */
+size_t gptoss_checkpoint_num_tensors(const struct gptoss_checkpoint *checkpoint);
+const struct gptoss_tensor *gptoss_checkpoint_tensor(const struct gptoss_checkpoint *checkpoint,
+                                                     size_t index);
+/* Metadata of a GGUF file, of a split one of its first part, in the order of the keys; none of
+ * safetensors. Owned by the checkpoint. */
+size_t gptoss_checkpoint_num_values(const struct gptoss_checkpoint *checkpoint);
+const struct gptoss_gguf_value *gptoss_checkpoint_value(const struct gptoss_checkpoint *checkpoint,
+                                                        size_t index);
+
 /* ---- model ---- */
 
 struct gptoss_model;
@@ -168,8 +225,9 @@ struct gptoss_model_options {
     void *poll_user;
 };
 
-/* Opens a directory (Hugging Face or original layout, or one with a single .gguf file), one
- * .safetensors file with config.json beside it, or one .gguf file. */
+/* Opens a directory (Hugging Face or original layout, or one with a single .gguf file or the parts
+ * of one), one .safetensors file with config.json beside it, or one .gguf file, which may be any
+ * part of a split one. */
 enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model_options *options,
                                      struct gptoss_model **model_out, struct gptoss_error *error);
 struct gptoss_model *gptoss_model_retain(struct gptoss_model *model);
@@ -184,6 +242,9 @@ const struct gptoss_tensor *gptoss_model_tensor(const struct gptoss_model *model
 /* NULL if there is none of that name. */
 const struct gptoss_tensor *gptoss_model_find_tensor(const struct gptoss_model *model,
                                                      const char *name);
+
+/* The files; they belong to the model. */
+const struct gptoss_checkpoint *gptoss_model_checkpoint(const struct gptoss_model *model);
 
 /* Reads every weight once, of block formats the scales: MXFP4 scales of 0xFF, NaN and infinite
  * values fail with GPTOSS_ERROR_FORMAT. */

@@ -26,6 +26,7 @@ from gptoss.errors import (
     require_integer,
 )
 from gptoss.locate import locate
+from gptoss.metadata import Metadata
 from gptoss.profile import Profile
 from gptoss.sampling import Sampling
 from gptoss.tokenizer import Tokenizer
@@ -203,6 +204,7 @@ class Model:
             values[name] = float(str(np.float32(values[name])))  # 1e-05 as it was written
         self._config = Config(**values)
         self._tensors = Tensors(self)
+        self._metadata = Metadata(self._core)
 
     @property
     def config(self) -> Config:
@@ -214,6 +216,12 @@ class Model:
         """The tensors by name, as read-only arrays over the mapped files."""
         self._require_open()
         return self._tensors
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the GGUF file says besides tensors, by key; empty for safetensors."""
+        self._require_open()
+        return self._metadata
 
     @property
     def isa(self) -> str:

@@ -37,7 +37,8 @@ TYPES = {
 }
 DENSE_TYPES = ("q8_0", "bf16", "f16", "f32")
 
-_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+_UINT8, _INT8, _UINT16, _INT16, _UINT32, _INT32, _FLOAT32, _BOOL, _STRING = range(9)
+_ARRAY, _UINT64, _INT64, _FLOAT64 = range(9, 13)
 
 
 class Source(Protocol):
@@ -250,11 +251,14 @@ def metadata(config: dict[str, Any], name: str) -> dict[str, tuple[int, Any]]:
 
 # ---- the file ----
 
-_SCALARS = {_UINT32: "<I", _INT32: "<i", _FLOAT32: "<f", _BOOL: "<?"}
+_SCALARS = {
+    **{_UINT8: "<B", _INT8: "<b", _UINT16: "<H", _INT16: "<h", _UINT32: "<I", _INT32: "<i"},
+    **{_FLOAT32: "<f", _BOOL: "<?", _UINT64: "<Q", _INT64: "<q", _FLOAT64: "<d"},
+}
 
 
 def _string(text: str) -> bytes:
-    data = text.encode()
+    data = text.encode("utf-8", "surrogateescape")
     return struct.pack("<Q", len(data)) + data
 
 

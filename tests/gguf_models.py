@@ -19,6 +19,7 @@ import reference
 from models import Spec, Tensors, hf_config, random_tensors
 from numpy.typing import NDArray
 
+import gptoss
 from gptoss import write_gguf
 
 Array = NDArray[Any]
@@ -75,6 +76,64 @@ def convert(directory: Path, path: Path, dense: str) -> Path:
         tensors |= reference.read_safetensors(file)
     write_gguf.write_gguf(path, config, Weights(tensors), dense)
     return path
+
+
+# ---- files as other programs write them ----
+
+Values = dict[str, tuple[int, Any]]
+
+
+def raw_tensor(name: str, shape: tuple[int, ...], kind: str) -> write_gguf.Tensor:
+    return write_gguf.Tensor(name, shape, kind, "")
+
+
+def write_raw(path: Path, values: Values, tensors: list[tuple[write_gguf.Tensor, bytes]]) -> Path:
+    """A file of these metadata and tensors."""
+    data = write_gguf.header(values, [tensor for tensor, _ in tensors])
+    path.write_bytes(data + b"".join(d + bytes(-len(d) % 32) for _, d in tensors))
+    return path
+
+
+def read_raw(path: Path) -> tuple[Values, list[tuple[write_gguf.Tensor, bytes]]]:
+    """What write_raw takes, of a file of write_gguf.write_gguf."""
+    with gptoss.Model(path) as model:
+        tensors = []
+        for name in model.tensors:
+            info = model.tensor_info(name)
+            tensor = raw_tensor(name, info.element_shape, info.format)
+            tensors.append((tensor, model.tensors[name].tobytes()))
+        values = {}
+        for key in model.metadata:
+            kind, length, _ = model.metadata.info(key)
+            value: Any = model.metadata[key]
+            of = TYPE_NUMBERS[kind]
+            values[key] = (of, value) if length is None else (9, (of, list(value)))
+    return values, tensors
+
+
+TYPE_NUMBERS = {
+    **{"u8": 0, "i8": 1, "u16": 2, "i16": 3, "u32": 4, "i32": 5, "f32": 6, "bool": 7, "str": 8},
+    **{"u64": 10, "i64": 11, "f64": 12},
+}
+
+
+def write_parts(
+    directory: Path, values: Values, tensors: list[tuple[write_gguf.Tensor, bytes]], count: int
+) -> list[Path]:
+    """A split file m-0000i-of-0000N.gguf as llama-gguf-split makes it: the first part has the
+    metadata."""
+    step = -(-len(tensors) // count)
+    paths = []
+    for part in range(count):
+        split: Values = {
+            "split.no": (2, part),
+            "split.count": (2, count),
+            "split.tensors.count": (5, len(tensors)),
+        }
+        path = directory / f"m-{part + 1:05d}-of-{count:05d}.gguf"
+        chosen = tensors[part * step : (part + 1) * step]
+        paths.append(write_raw(path, (values if part == 0 else {}) | split, chosen))
+    return paths
 
 
 # ---- reading ----

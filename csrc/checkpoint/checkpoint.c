@@ -8,8 +8,10 @@
 #include "checkpoint/config.h"
 #include "checkpoint/format_error.h"
 #include "checkpoint/gguf.h"
+#include "checkpoint/gguf_parts.h"
 #include "checkpoint/json.h"
 #include "checkpoint/layout.h"
+#include "checkpoint/ollama.h"
 #include "checkpoint/safetensors.h"
 #include "platform/allocator.h"
 #include "platform/mapped_file.h"
@@ -19,12 +21,13 @@ struct shard {
     struct gptoss_file file;
     struct gptoss_tensor_table
         contents; /* the tensors move to the checkpoint's table, the names stay */
+    struct gptoss_address_space rearranged; /* tensors of an early file of Ollama */
 };
 
 struct gptoss_checkpoint {
     struct gptoss_config config;
-    bool is_gguf;
-    struct gptoss_gguf metadata; /* of a GGUF file */
+    bool is_gguf, is_ollama;
+    struct gptoss_gguf metadata; /* of a GGUF file, of a split one of its first part */
     char *path;
     char *config_path;
     struct shard *shards;
@@ -36,7 +39,7 @@ struct gptoss_checkpoint {
 /* All shards are opened before the first is read, so that progress knows the whole and nothing is
  * read in vain. */
 static enum gptoss_status open_shards(struct gptoss_checkpoint *checkpoint,
-                                      const struct gptoss_layout *layout, uint64_t *total_bytes_out,
+                                      const struct gptoss_layout *layout, uint64_t *total_bytes,
                                       struct gptoss_error *error) {
     size_t count = layout->num_weight_paths;
     checkpoint->shards = gptoss_allocate(count, sizeof *checkpoint->shards);
@@ -49,14 +52,17 @@ static enum gptoss_status open_shards(struct gptoss_checkpoint *checkpoint,
         if (status != GPTOSS_OK)
             return status;
         ++checkpoint->num_shards;
-        *total_bytes_out += file->num_bytes;
+        *total_bytes += file->num_bytes;
     }
     return GPTOSS_OK;
 }
 
-static enum gptoss_status load_file(struct gptoss_file *file, bool read_files,
+enum purpose { TO_MAP, TO_READ, TO_LIST };
+
+static enum gptoss_status load_file(struct gptoss_file *file, enum purpose purpose,
                                     struct gptoss_progress *progress, struct gptoss_error *error) {
-    return read_files ? gptoss_file_read(file, progress, error) : gptoss_file_map(file, error);
+    return purpose == TO_READ ? gptoss_file_read(file, progress, error)
+                              : gptoss_file_map(file, error);
 }
 
 static int compare_tensor_names(const void *left, const void *right) {
@@ -121,14 +127,15 @@ static enum gptoss_status check_index(const struct gptoss_checkpoint *checkpoint
 }
 
 static enum gptoss_status load_safetensors(struct gptoss_checkpoint *checkpoint,
-                                           const struct gptoss_layout *layout, bool read_files,
+                                           const struct gptoss_layout *layout, enum purpose purpose,
                                            struct gptoss_progress *progress,
                                            struct gptoss_error *error) {
-    GPTOSS_TRY(gptoss_config_read(checkpoint->config_path, &checkpoint->config, error));
+    if (purpose != TO_LIST)
+        GPTOSS_TRY(gptoss_config_read(checkpoint->config_path, &checkpoint->config, error));
     GPTOSS_TRY(open_shards(checkpoint, layout, &progress->total, error));
     for (size_t i = 0; i < checkpoint->num_shards; ++i) {
         struct shard *shard = &checkpoint->shards[i];
-        GPTOSS_TRY(load_file(&shard->file, read_files, progress, error));
+        GPTOSS_TRY(load_file(&shard->file, purpose, progress, error));
         GPTOSS_TRY(gptoss_safetensors_parse(&shard->file, &shard->contents, error));
     }
     GPTOSS_TRY(merge_shards(checkpoint, error));
@@ -138,12 +145,12 @@ static enum gptoss_status load_safetensors(struct gptoss_checkpoint *checkpoint,
 /* ---- GGUF ---- */
 
 static enum gptoss_status unsupported(const struct gptoss_checkpoint *checkpoint, const char *key,
-                                      const char *expected, const cJSON *found, const char *hint,
+                                      const char *expected, const cJSON *found,
                                       struct gptoss_error *error) {
     char text[128];
     gptoss_json_describe(found, text, sizeof text);
-    gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED, "%s: %s: %s is not supported, only %s%s",
-                     checkpoint->path, key, text, expected, hint);
+    gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED, "%s: %s: %s is not supported, only %s",
+                     checkpoint->path, key, text, expected);
     gptoss_error_where(error, checkpoint->config_path, NULL, -1);
     gptoss_error_expected(error, "%s", expected);
     gptoss_error_found(error, "%s", text);
@@ -151,33 +158,18 @@ static enum gptoss_status unsupported(const struct gptoss_checkpoint *checkpoint
 }
 
 /* Before the tensors are looked at: a file of another family may be sound, and says so. */
-static enum gptoss_status check_kind(const struct gptoss_checkpoint *checkpoint,
+static enum gptoss_status check_kind(struct gptoss_checkpoint *checkpoint,
                                      struct gptoss_error *error) {
-    cJSON *general = NULL, *split = NULL;
-    enum gptoss_status status =
-        gptoss_gguf_json(&checkpoint->metadata, "general.", &general, error);
-    if (status == GPTOSS_OK)
-        status = gptoss_gguf_json(&checkpoint->metadata, "split.", &split, error);
-    if (status != GPTOSS_OK)
-        goto cleanup;
+    cJSON *general = NULL;
+    GPTOSS_TRY(gptoss_gguf_json(&checkpoint->metadata, "general.", &general, error));
     const cJSON *architecture = cJSON_GetObjectItemCaseSensitive(general, "architecture");
     const char *name = cJSON_IsString(architecture) ? architecture->valuestring : "";
-    if (strcmp(name, "gpt-oss") != 0) {
-        bool is_ollama = strcmp(name, "gptoss") == 0;
-        status = unsupported(checkpoint, "general.architecture", "\"gpt-oss\"", architecture,
-                             is_ollama ? "; early files of Ollama name and store their tensors in "
-                                         "another way"
-                                       : "",
-                             error);
-        goto cleanup;
-    }
-    const cJSON *count = cJSON_GetObjectItemCaseSensitive(split, "count");
-    if (count != NULL && !(cJSON_IsNumber(count) && count->valuedouble <= 1.0))
-        status = unsupported(checkpoint, "split.count", "one file", count,
-                             "; llama-gguf-split --merge makes one of them", error);
-cleanup:
+    enum gptoss_status status = GPTOSS_OK;
+    checkpoint->is_ollama = strcmp(name, "gptoss") == 0;
+    if (strcmp(name, "gpt-oss") != 0 && !checkpoint->is_ollama)
+        status =
+            unsupported(checkpoint, "general.architecture", "\"gpt-oss\"", architecture, error);
     cJSON_Delete(general);
-    cJSON_Delete(split);
     return status;
 }
 
@@ -186,8 +178,9 @@ static enum gptoss_status read_gguf_config(struct gptoss_checkpoint *checkpoint,
                                            struct gptoss_error *error) {
     static const char name[] = "token_embd.weight";
     const struct gptoss_tensor *embedding = gptoss_checkpoint_find(checkpoint, name);
+    const char *prefix = checkpoint->is_ollama ? "gptoss." : "gpt-oss.";
     cJSON *keys = NULL;
-    enum gptoss_status status = gptoss_gguf_json(&checkpoint->metadata, "gpt-oss.", &keys, error);
+    enum gptoss_status status = gptoss_gguf_json(&checkpoint->metadata, prefix, &keys, error);
     if (status != GPTOSS_OK)
         return status;
     bool is_stated = cJSON_GetObjectItemCaseSensitive(keys, "vocab_size") != NULL;
@@ -203,34 +196,67 @@ static enum gptoss_status read_gguf_config(struct gptoss_checkpoint *checkpoint,
         status = gptoss_error_memory(error, sizeof *keys, "metadata");
     }
     if (status == GPTOSS_OK)
-        status = gptoss_config_from_gguf(checkpoint->path, keys, &checkpoint->config, error);
+        status = gptoss_config_from_gguf(checkpoint->config_path, prefix, keys, &checkpoint->config,
+                                         error);
     cJSON_Delete(keys);
     return status;
 }
 
+/* One part: its tables, and of the first the metadata. num_tensors: see gptoss_gguf_check_part. */
+static enum gptoss_status load_part(struct gptoss_checkpoint *checkpoint, size_t index,
+                                    enum purpose purpose, struct gptoss_progress *progress,
+                                    int64_t *num_tensors, struct gptoss_error *error) {
+    struct shard *shard = &checkpoint->shards[index];
+    struct gptoss_gguf gguf = {0};
+    GPTOSS_TRY(load_file(&shard->file, purpose, progress, error));
+    GPTOSS_TRY(gptoss_gguf_parse(&shard->file, &gguf, error));
+    if (index == 0)
+        checkpoint->metadata = gguf;
+    enum gptoss_status status =
+        index == 0 && purpose != TO_LIST ? check_kind(checkpoint, error) : GPTOSS_OK;
+    if (status == GPTOSS_OK)
+        status = gptoss_gguf_check_part(&shard->file, &gguf, index, checkpoint->num_shards,
+                                        num_tensors, error);
+    if (status == GPTOSS_OK)
+        status = gptoss_gguf_parse_tensors(&shard->file, &gguf, purpose == TO_LIST,
+                                           &shard->contents, error);
+    if (status == GPTOSS_OK && purpose != TO_LIST)
+        status =
+            gptoss_ollama_convert(&gguf, &shard->contents, progress, &shard->rearranged, error);
+    if (index > 0)
+        gptoss_gguf_free(&gguf);
+    return status;
+}
+
 static enum gptoss_status load_gguf(struct gptoss_checkpoint *checkpoint,
-                                    const struct gptoss_layout *layout, bool read_files,
+                                    const struct gptoss_layout *layout, enum purpose purpose,
                                     struct gptoss_progress *progress, struct gptoss_error *error) {
+    int64_t num_tensors = -1;
     GPTOSS_TRY(open_shards(checkpoint, layout, &progress->total, error));
-    struct shard *shard = &checkpoint->shards[0];
-    GPTOSS_TRY(load_file(&shard->file, read_files, progress, error));
-    GPTOSS_TRY(gptoss_gguf_parse(&shard->file, &checkpoint->metadata, error));
-    GPTOSS_TRY(check_kind(checkpoint, error));
-    GPTOSS_TRY(
-        gptoss_gguf_parse_tensors(&shard->file, &checkpoint->metadata, &shard->contents, error));
+    if (purpose != TO_READ)
+        progress->total = 0;
+    for (size_t i = 0; i < checkpoint->num_shards; ++i)
+        GPTOSS_TRY(load_part(checkpoint, i, purpose, progress, &num_tensors, error));
     GPTOSS_TRY(merge_shards(checkpoint, error));
-    return read_gguf_config(checkpoint, error);
+    if (num_tensors >= 0 && (uint64_t)num_tensors != checkpoint->num_tensors) {
+        struct gptoss_place place = {
+            .file = checkpoint->config_path, .subject = "key 'split.tensors.count'", .offset = -1};
+        char expected[96];
+        snprintf(expected, sizeof expected, "%zu, the tensors of all parts",
+                 checkpoint->num_tensors);
+        return gptoss_format_error(error, &place, expected, "%" PRId64, num_tensors);
+    }
+    return purpose == TO_LIST ? GPTOSS_OK : read_gguf_config(checkpoint, error);
 }
 
 /* ---- entry points ---- */
 
-enum gptoss_status gptoss_checkpoint_open(const char *path, bool read_files, gptoss_poll_fn poll,
-                                          void *poll_user,
+static enum gptoss_status open_checkpoint(const char *path, enum purpose purpose,
+                                          struct gptoss_progress progress,
                                           struct gptoss_checkpoint **checkpoint_out,
                                           struct gptoss_error *error) {
     struct gptoss_layout layout = {0};
-    struct gptoss_progress progress = {.poll = poll, .user = poll_user};
-    enum gptoss_status status = gptoss_layout_find(path, &layout, error);
+    enum gptoss_status status = gptoss_layout_find(path, purpose != TO_LIST, &layout, error);
     *checkpoint_out = NULL;
     if (status != GPTOSS_OK)
         return status;
@@ -247,7 +273,7 @@ enum gptoss_status gptoss_checkpoint_open(const char *path, bool read_files, gpt
     checkpoint->config_path = layout.config_path;
     layout.config_path = NULL;
     checkpoint->is_gguf = layout.is_gguf;
-    status = (layout.is_gguf ? load_gguf : load_safetensors)(checkpoint, &layout, read_files,
+    status = (layout.is_gguf ? load_gguf : load_safetensors)(checkpoint, &layout, purpose,
                                                              &progress, error);
     gptoss_layout_free(&layout);
     if (status == GPTOSS_OK) {
@@ -258,11 +284,27 @@ enum gptoss_status gptoss_checkpoint_open(const char *path, bool read_files, gpt
     return status;
 }
 
+enum gptoss_status gptoss_checkpoint_open(const char *path, bool read_files, gptoss_poll_fn poll,
+                                          void *poll_user,
+                                          struct gptoss_checkpoint **checkpoint_out,
+                                          struct gptoss_error *error) {
+    struct gptoss_progress progress = {.poll = poll, .user = poll_user};
+    return open_checkpoint(path, read_files ? TO_READ : TO_MAP, progress, checkpoint_out, error);
+}
+
+enum gptoss_status gptoss_checkpoint_list(const char *path,
+                                          struct gptoss_checkpoint **checkpoint_out,
+                                          struct gptoss_error *error) {
+    struct gptoss_progress progress = {0};
+    return open_checkpoint(path, TO_LIST, progress, checkpoint_out, error);
+}
+
 void gptoss_checkpoint_release(struct gptoss_checkpoint *checkpoint) {
     if (checkpoint == NULL)
         return;
     for (size_t i = 0; i < checkpoint->num_shards; ++i) {
         gptoss_tensor_table_free(&checkpoint->shards[i].contents);
+        gptoss_address_space_release(&checkpoint->shards[i].rearranged);
         gptoss_file_close(&checkpoint->shards[i].file);
     }
     gptoss_gguf_free(&checkpoint->metadata);
@@ -275,6 +317,31 @@ void gptoss_checkpoint_release(struct gptoss_checkpoint *checkpoint) {
 
 bool gptoss_checkpoint_is_gguf(const struct gptoss_checkpoint *checkpoint) {
     return checkpoint->is_gguf;
+}
+
+uint32_t gptoss_checkpoint_gguf_version(const struct gptoss_checkpoint *checkpoint) {
+    return checkpoint->metadata.version;
+}
+
+size_t gptoss_checkpoint_num_files(const struct gptoss_checkpoint *checkpoint) {
+    return checkpoint->num_shards;
+}
+
+const char *gptoss_checkpoint_file(const struct gptoss_checkpoint *checkpoint, size_t index,
+                                   uint64_t *num_bytes_out) {
+    if (index >= checkpoint->num_shards)
+        return NULL;
+    *num_bytes_out = checkpoint->shards[index].file.num_bytes;
+    return checkpoint->shards[index].file.path;
+}
+
+size_t gptoss_checkpoint_num_values(const struct gptoss_checkpoint *checkpoint) {
+    return checkpoint->metadata.num_values;
+}
+
+const struct gptoss_gguf_value *gptoss_checkpoint_value(const struct gptoss_checkpoint *checkpoint,
+                                                        size_t index) {
+    return index < checkpoint->metadata.num_values ? &checkpoint->metadata.values[index] : NULL;
 }
 
 const struct gptoss_config *gptoss_checkpoint_config(const struct gptoss_checkpoint *checkpoint) {
@@ -313,6 +380,7 @@ void gptoss_checkpoint_memory(const struct gptoss_checkpoint *checkpoint,
         memory.heap_bytes += shard->contents.names_bytes;
         *(shard->file.is_mapped ? &memory.mapped_bytes : &memory.read_bytes) +=
             shard->file.num_bytes;
+        memory.read_bytes += shard->rearranged.num_bytes;
     }
     *memory_out = memory;
 }

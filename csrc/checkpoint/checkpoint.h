@@ -6,25 +6,17 @@
 
 #include "gptoss.h"
 
-struct gptoss_checkpoint;
-
-/* path: a directory, one .safetensors file with config.json beside it, or one .gguf file.
- * read_files: see gptoss_model_options. */
+/* path, read_files: see gptoss_model_open. */
 enum gptoss_status gptoss_checkpoint_open(const char *path, bool read_files, gptoss_poll_fn poll,
                                           void *poll_user,
                                           struct gptoss_checkpoint **checkpoint_out,
                                           struct gptoss_error *error);
-void gptoss_checkpoint_release(struct gptoss_checkpoint *checkpoint);
 
 /* Whether the tensors have the names and the formats of llama.cpp's files. */
 bool gptoss_checkpoint_is_gguf(const struct gptoss_checkpoint *checkpoint);
 const struct gptoss_config *gptoss_checkpoint_config(const struct gptoss_checkpoint *checkpoint);
 /* The file the configuration came from, for error messages. */
 const char *gptoss_checkpoint_config_file(const struct gptoss_checkpoint *checkpoint);
-/* Tensors in the order of their names. */
-size_t gptoss_checkpoint_num_tensors(const struct gptoss_checkpoint *checkpoint);
-const struct gptoss_tensor *gptoss_checkpoint_tensor(const struct gptoss_checkpoint *checkpoint,
-                                                     size_t index);
 const struct gptoss_tensor *gptoss_checkpoint_find(const struct gptoss_checkpoint *checkpoint,
                                                    const char *name);
 void gptoss_checkpoint_memory(const struct gptoss_checkpoint *checkpoint,

@@ -356,12 +356,15 @@ static void read_gguf_rope(const struct reader *reader, struct gptoss_config *co
     demand_number(reader, "rope.scale_linear", 1.0);
     config->rope_original_positions = config->max_positions;
     const cJSON *type = find(reader, "rope.scaling.type");
-    if (type == NULL)
+    /* Ollama's converter knows one kind of scaling and does not name it. */
+    bool is_implied = type == NULL && strcmp(reader->section, "gptoss.") == 0 &&
+                      find(reader, "rope.scaling.factor") != NULL;
+    if (type == NULL && !is_implied)
         demand_number(reader, "rope.scaling.factor", 1.0);
-    if (*reader->status != GPTOSS_OK || type == NULL ||
+    if (*reader->status != GPTOSS_OK || (type == NULL && !is_implied) ||
         (cJSON_IsString(type) && strcmp(type->valuestring, "none") == 0))
         return;
-    if (!cJSON_IsString(type) || strcmp(type->valuestring, "yarn") != 0) {
+    if (!is_implied && (!cJSON_IsString(type) || strcmp(type->valuestring, "yarn") != 0)) {
         fail(reader, "rope.scaling.type", "\"yarn\" or \"none\"", type);
         return;
     }
@@ -377,10 +380,13 @@ static void read_gguf_rope(const struct reader *reader, struct gptoss_config *co
 }
 
 static void read_gguf(const struct reader *reader, struct gptoss_config *config) {
-    static const struct size_keys keys = {
+    const struct size_keys keys = {
         .num_layers = "block_count",
         .hidden_size = "embedding_length",
-        .intermediate_size = "expert_feed_forward_length",
+        .intermediate_size =
+            strcmp(reader->section, "gptoss.") == 0
+                ? either(reader, "expert_feed_forward_length", "feed_forward_length")
+                : "expert_feed_forward_length",
         .vocab_size = "vocab_size",
         .num_heads = "attention.head_count",
         .num_kv_heads = "attention.head_count_kv",
@@ -441,13 +447,13 @@ enum gptoss_status gptoss_config_read(const char *path, struct gptoss_config *co
     return status;
 }
 
-enum gptoss_status gptoss_config_from_gguf(const char *path, const cJSON *keys,
+enum gptoss_status gptoss_config_from_gguf(const char *path, const char *prefix, const cJSON *keys,
                                            struct gptoss_config *config_out,
                                            struct gptoss_error *error) {
     struct gptoss_config config = defaults;
     enum gptoss_status status = GPTOSS_OK;
     struct reader reader = {
-        .file = path, .section = "gpt-oss.", .object = keys, .status = &status, .error = error};
+        .file = path, .section = prefix, .object = keys, .status = &status, .error = error};
     read_gguf(&reader, &config);
     if (status == GPTOSS_OK)
         *config_out = config;

@@ -16,9 +16,10 @@
 enum gptoss_status gptoss_config_read(const char *path, struct gptoss_config *config_out,
                                       struct gptoss_error *error);
 
-/* keys: the metadata "gpt-oss.*" without that prefix. It says nothing of the pattern of the layers,
+/* keys: the metadata that begin with prefix, without it: "gpt-oss.", or "gptoss." as Ollama's
+ * converter has it, which leaves more out. It says nothing of the pattern of the layers,
  * the limits of SwiGLU and the truncation of YaRN's range: those are the released models'. */
-enum gptoss_status gptoss_config_from_gguf(const char *path, const cJSON *keys,
+enum gptoss_status gptoss_config_from_gguf(const char *path, const char *prefix, const cJSON *keys,
                                            struct gptoss_config *config_out,
                                            struct gptoss_error *error);
 

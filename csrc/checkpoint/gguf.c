@@ -21,6 +21,7 @@ struct cursor {
     const struct gptoss_file *file;
     uint64_t offset;
     bool in_tensor;
+    bool lists_all, is_early_ollama; /* of tensors: see gguf.h */
     char name[160]; /* of the key or the tensor, cut if it is longer; "" before it is known */
     struct gptoss_error *error;
 };
@@ -140,12 +141,14 @@ static enum gptoss_status take_value(struct cursor *cursor, struct gptoss_gguf_v
         uint64_t length;
         for (uint64_t i = 0; i < value->num_elements; ++i)
             GPTOSS_TRY(take_string(cursor, "text", &bytes, &length));
+        value->num_bytes = cursor->offset - value->file_offset;
         return GPTOSS_OK;
     }
     uint64_t num_bytes;
     if (__builtin_mul_overflow(value->num_elements, scalar_bytes[value->type], &num_bytes))
         num_bytes = UINT64_MAX;
     GPTOSS_TRY(take(cursor, num_bytes, "value", &bytes));
+    value->num_bytes = num_bytes;
     for (uint64_t i = 0; value->type == GPTOSS_GGUF_BOOL && i < num_bytes; ++i) {
         if (bytes[i] > 1)
             return refuse(cursor, value->file_offset + i, "value", "a boolean, 0 or 1",
@@ -186,6 +189,13 @@ const struct gptoss_gguf_value *gptoss_gguf_find(const struct gptoss_gguf *gguf,
     return bsearch(&wanted, gguf->values, gguf->num_values, sizeof wanted, compare_keys);
 }
 
+bool gptoss_gguf_is_text(const struct gptoss_gguf *gguf, const char *key, const char *text) {
+    const struct gptoss_gguf_value *value = gptoss_gguf_find(gguf, key);
+    size_t length = strlen(text);
+    return value != NULL && value->type == GPTOSS_GGUF_STRING && !value->is_array &&
+           value->num_bytes == 8 + length && memcmp(value->data + 8, text, length) == 0;
+}
+
 /* Sorted by key; none twice. */
 static enum gptoss_status sort_values(const struct gptoss_file *file, struct gptoss_gguf *gguf,
                                       struct gptoss_error *error) {
@@ -219,7 +229,7 @@ static enum gptoss_status read_alignment(const struct gptoss_file *file, struct 
     return gptoss_format_error(error, &place, "a power of two", "%" PRIu64, gguf->alignment);
 }
 
-static enum gptoss_status read_header(struct cursor *cursor, uint64_t *num_tensors_out,
+static enum gptoss_status read_header(struct cursor *cursor, struct gptoss_gguf *gguf,
                                       uint64_t *num_values_out) {
     const uint8_t *magic;
     uint64_t version;
@@ -235,13 +245,14 @@ static enum gptoss_status read_header(struct cursor *cursor, uint64_t *num_tenso
                  is_swapped ? ", as in a big-endian file" : "");
         return refuse(cursor, 4, "version", "version 2 or 3, little-endian", found);
     }
-    GPTOSS_TRY(take_integer(cursor, 8, "number of tensors", num_tensors_out));
+    gguf->version = (uint32_t)version;
+    GPTOSS_TRY(take_integer(cursor, 8, "number of tensors", &gguf->num_tensors));
     return take_integer(cursor, 8, "number of metadata values", num_values_out);
 }
 
 static enum gptoss_status parse(struct cursor *cursor, struct gptoss_gguf *gguf) {
     uint64_t num_values = 0;
-    GPTOSS_TRY(read_header(cursor, &gguf->num_tensors, &num_values));
+    GPTOSS_TRY(read_header(cursor, gguf, &num_values));
     GPTOSS_TRY(walk_values(cursor, num_values, NULL, NULL, &gguf->keys_bytes));
     gguf->values = gptoss_allocate(num_values, sizeof *gguf->values);
     gguf->keys = gptoss_allocate(gguf->keys_bytes, 1);
@@ -346,6 +357,54 @@ static enum gptoss_status take_dtype(struct cursor *cursor, enum gptoss_dtype *d
     return GPTOSS_OK;
 }
 
+const char gptoss_gguf_early_mxfp4[] = "MXFP4 of early Ollama";
+
+/* Elements and bytes of a block, by type: of the formats that are only listed. */
+static const struct {
+    uint16_t elements, bytes;
+} blocks[] = {
+    [2] = {32, 18},    [3] = {32, 20},    [6] = {32, 22},    [7] = {32, 24},    [9] = {32, 36},
+    [10] = {256, 84},  [11] = {256, 110}, [12] = {256, 144}, [13] = {256, 176}, [14] = {256, 210},
+    [15] = {256, 292}, [16] = {256, 66},  [17] = {256, 74},  [18] = {256, 98},  [19] = {256, 50},
+    [20] = {32, 18},   [21] = {256, 110}, [22] = {256, 82},  [23] = {256, 136}, [29] = {256, 56},
+    [34] = {256, 54},  [35] = {256, 66},  [40] = {64, 36},   [41] = {128, 18},
+};
+
+/* 0 where the format, or the number of bytes, is not known. */
+static uint64_t opaque_bytes(uint64_t type, const struct gptoss_tensor *tensor) {
+    if (type >= sizeof blocks / sizeof blocks[0] || blocks[type].elements == 0 ||
+        tensor->num_dims == 0)
+        return 0;
+    uint64_t columns = (uint64_t)tensor->shape[tensor->num_dims - 1];
+    uint64_t num_bytes = columns / blocks[type].elements * blocks[type].bytes;
+    bool is_known = columns % blocks[type].elements == 0 && columns < UINT64_C(1) << 40;
+    for (int32_t i = 0; i < tensor->num_dims - 1; ++i)
+        is_known &= !__builtin_mul_overflow(num_bytes, (uint64_t)tensor->shape[i], &num_bytes);
+    return is_known ? num_bytes : 0;
+}
+
+/* The type, after the shape. */
+static enum gptoss_status take_format(struct cursor *cursor, struct gptoss_tensor *tensor) {
+    uint64_t start = cursor->offset, type;
+    GPTOSS_TRY(take_integer(cursor, 4, "type", &type));
+    bool is_known = type < sizeof types / sizeof types[0] && types[type].name != NULL;
+    if (type == 4 && cursor->is_early_ollama) {
+        tensor->format = gptoss_gguf_early_mxfp4;
+        tensor->dtype = GPTOSS_DTYPE_MXFP4_GGUF;
+        return GPTOSS_OK;
+    }
+    if (cursor->lists_all && !(is_known && types[type].is_read)) {
+        tensor->format = is_known ? types[type].name : "unknown";
+        tensor->is_opaque = true;
+        tensor->num_bytes = opaque_bytes(type, tensor);
+        return GPTOSS_OK;
+    }
+    cursor->offset = start;
+    GPTOSS_TRY(take_dtype(cursor, &tensor->dtype));
+    tensor->format = types[type].name;
+    return GPTOSS_OK;
+}
+
 /* The file counts dimensions from the fastest, a tensor's shape from the slowest. */
 static enum gptoss_status take_shape(struct cursor *cursor, struct gptoss_tensor *tensor) {
     char found[32];
@@ -374,8 +433,9 @@ static enum gptoss_status take_tensor(struct cursor *cursor, struct gptoss_tenso
     uint64_t start = cursor->offset;
     tensor->file = cursor->file->path;
     GPTOSS_TRY(take_shape(cursor, tensor));
-    GPTOSS_TRY(take_dtype(cursor, &tensor->dtype));
-    if (!gptoss_shape_bytes(tensor->dtype, tensor->shape, tensor->num_dims, &tensor->num_bytes)) {
+    GPTOSS_TRY(take_format(cursor, tensor));
+    if (!tensor->is_opaque &&
+        !gptoss_shape_bytes(tensor->dtype, tensor->shape, tensor->num_dims, &tensor->num_bytes)) {
         char expected[96], found[96];
         int length = snprintf(expected, sizeof expected, "a shape whose bytes fit 64 bits");
         if (gptoss_dtype_block(tensor->dtype) > 1)
@@ -454,11 +514,16 @@ static enum gptoss_status parse_tensors(struct cursor *cursor, const struct gpto
 }
 
 enum gptoss_status gptoss_gguf_parse_tensors(const struct gptoss_file *file,
-                                             const struct gptoss_gguf *gguf,
+                                             const struct gptoss_gguf *gguf, bool lists_all,
                                              struct gptoss_tensor_table *table_out,
                                              struct gptoss_error *error) {
     struct gptoss_tensor_table table = {0};
-    struct cursor cursor = {.file = file, .in_tensor = true, .error = error};
+    struct cursor cursor = {.file = file,
+                            .in_tensor = true,
+                            .lists_all = lists_all,
+                            .is_early_ollama =
+                                gptoss_gguf_is_text(gguf, "general.architecture", "gptoss"),
+                            .error = error};
     enum gptoss_status status = parse_tensors(&cursor, gguf, &table);
     if (status == GPTOSS_OK) {
         *table_out = table;

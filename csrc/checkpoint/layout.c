@@ -104,9 +104,44 @@ static enum gptoss_status find_indexed(const char *directory, struct gptoss_layo
     return status;
 }
 
+/* The end of the name of a part, "-00002-of-00003.gguf". */
+enum { PART_BYTES = 20, PART_DIGITS = 5 };
+
+static bool read_digits(const char *text, int *number_out) {
+    *number_out = 0;
+    for (int i = 0; i < PART_DIGITS; ++i) {
+        if (text[i] < '0' || text[i] > '9')
+            return false;
+        *number_out = 10 * *number_out + (text[i] - '0');
+    }
+    return true;
+}
+
+/* Whether a name is that of one of several parts. */
+static bool is_part(const char *name, int *count_out) {
+    size_t length = strlen(name);
+    int number;
+    if (length <= PART_BYTES)
+        return false;
+    const char *end = name + length - PART_BYTES;
+    return end[0] == '-' && read_digits(end + 1, &number) && strncmp(end + 6, "-of-", 4) == 0 &&
+           read_digits(end + 10, count_out) && strcmp(end + 15, ".gguf") == 0 && number >= 1 &&
+           number <= *count_out && *count_out > 1;
+}
+
+static bool are_of_one_set(const char *a, const char *b) {
+    size_t length = strlen(a);
+    int count;
+    return is_part(a, &count) && is_part(b, &count) && strlen(b) == length &&
+           memcmp(a, b, length - PART_BYTES + 1) == 0 &&
+           strcmp(a + length - PART_BYTES + 1 + PART_DIGITS,
+                  b + length - PART_BYTES + 1 + PART_DIGITS) == 0;
+}
+
 /* What a directory without an index holds. */
 struct census {
     size_t num_safetensors, num_gguf, num_others;
+    bool is_one_set;       /* the .gguf files are all parts of one */
     char safetensors[256]; /* the longest name there can be */
     char gguf[256];
     char other[256]; /* one of the files of other formats */
@@ -121,6 +156,8 @@ static void count_file(void *user, const char *name) {
         return;
     }
     if (ends_with(name, ".gguf")) {
+        census->is_one_set =
+            census->num_gguf == 0 || (census->is_one_set && are_of_one_set(name, census->gguf));
         ++census->num_gguf;
         snprintf(census->gguf, sizeof census->gguf, "%s", name);
         return;
@@ -162,18 +199,40 @@ static enum gptoss_status nothing_found(const char *directory, const char *missi
     return gptoss_format_error(error, &place, missing, "none%s", hint);
 }
 
+/* Part `number` of the file that the last weight path names. */
+static enum gptoss_status add_part(const char *directory, size_t directory_length, const char *name,
+                                   int number, int count, struct gptoss_layout *layout,
+                                   struct gptoss_error *error) {
+    char digits[16], expected[128];
+    GPTOSS_TRY(add_weight_file(directory, directory_length, name, layout, error));
+    char *path = layout->weight_paths[layout->num_weight_paths - 1];
+    snprintf(digits, sizeof digits, "%05d", number);
+    memcpy(path + strlen(path) - PART_BYTES + 1, digits, PART_DIGITS);
+    if (gptoss_path_kind(path) != GPTOSS_PATH_NONE)
+        return GPTOSS_OK;
+    struct gptoss_place place = {.file = path, .offset = -1};
+    snprintf(expected, sizeof expected, "part %d of %d beside the others", number, count);
+    return gptoss_format_error(error, &place, expected, "no such file; download it too");
+}
+
 /* directory_length bytes of directory, a slash unless it is empty, and name. */
 static enum gptoss_status use_gguf(const char *directory, size_t directory_length, const char *name,
                                    struct gptoss_layout *layout, struct gptoss_error *error) {
+    int count = 1;
+    bool is_split = is_part(name, &count);
     layout->is_gguf = true;
     gptoss_free(layout->config_path);
     layout->config_path = NULL;
-    GPTOSS_TRY(join(directory, directory_length, name, &layout->config_path, error));
-    GPTOSS_TRY(allocate_weight_files(1, layout, error));
-    return add_weight_file(directory, directory_length, name, layout, error);
+    GPTOSS_TRY(allocate_weight_files(is_split ? (size_t)count : 1, layout, error));
+    if (!is_split)
+        GPTOSS_TRY(add_weight_file(directory, directory_length, name, layout, error));
+    for (int number = 1; is_split && number <= count; ++number)
+        GPTOSS_TRY(add_part(directory, directory_length, name, number, count, layout, error));
+    return join("", 0, layout->weight_paths[0], &layout->config_path, error);
 }
 
-static enum gptoss_status find_in_directory(const char *directory, struct gptoss_layout *layout,
+static enum gptoss_status find_in_directory(const char *directory, bool needs_config,
+                                            struct gptoss_layout *layout,
                                             struct gptoss_error *error) {
     size_t length = strlen(directory);
     struct census census = {0};
@@ -187,9 +246,10 @@ static enum gptoss_status find_in_directory(const char *directory, struct gptoss
     if (status != GPTOSS_OK)
         return status;
     bool has_config = gptoss_path_kind(layout->config_path) != GPTOSS_PATH_NONE;
-    if (census.num_gguf == 1 && (!has_config || census.num_safetensors == 0))
+    bool are_weights_elsewhere = has_config && census.num_safetensors > 0;
+    if (census.is_one_set && !are_weights_elsewhere)
         return use_gguf(directory, length, census.gguf, layout, error);
-    if (!has_config)
+    if (!has_config && needs_config)
         return nothing_found(directory, "a config.json that describes the model", &census, error);
     if (gptoss_path_kind(layout->index_path) != GPTOSS_PATH_NONE)
         return find_indexed(directory, layout, error);
@@ -208,7 +268,8 @@ static enum gptoss_status find_in_directory(const char *directory, struct gptoss
     return add_weight_file(directory, length, census.safetensors, layout, error);
 }
 
-static enum gptoss_status find_beside_file(const char *path, struct gptoss_layout *layout,
+static enum gptoss_status find_beside_file(const char *path, bool needs_config,
+                                           struct gptoss_layout *layout,
                                            struct gptoss_error *error) {
     const char *slash = strrchr(path, '/');
     size_t length = slash == NULL ? 0 : (size_t)(slash - path) + 1;
@@ -220,7 +281,8 @@ static enum gptoss_status find_beside_file(const char *path, struct gptoss_layou
                                    "none of them");
     }
     enum gptoss_status status = join(path, length, "config.json", &layout->config_path, error);
-    if (status == GPTOSS_OK && gptoss_path_kind(layout->config_path) == GPTOSS_PATH_NONE) {
+    if (status == GPTOSS_OK && needs_config &&
+        gptoss_path_kind(layout->config_path) == GPTOSS_PATH_NONE) {
         status = gptoss_format_error(error, &place, "a config.json beside it", "none");
     }
     if (status == GPTOSS_OK)
@@ -230,15 +292,18 @@ static enum gptoss_status find_beside_file(const char *path, struct gptoss_layou
     return status;
 }
 
-enum gptoss_status gptoss_layout_find(const char *path, struct gptoss_layout *layout_out,
+enum gptoss_status gptoss_layout_find(const char *path, bool needs_config,
+                                      struct gptoss_layout *layout_out,
                                       struct gptoss_error *error) {
     struct gptoss_layout layout = {0};
     enum gptoss_status status;
     enum gptoss_path_kind kind = gptoss_path_kind(path);
     int number = errno;
     switch (kind) {
-    case GPTOSS_PATH_DIRECTORY: status = find_in_directory(path, &layout, error); break;
-    case GPTOSS_PATH_OTHER: status = find_beside_file(path, &layout, error); break;
+    case GPTOSS_PATH_DIRECTORY:
+        status = find_in_directory(path, needs_config, &layout, error);
+        break;
+    case GPTOSS_PATH_OTHER: status = find_beside_file(path, needs_config, &layout, error); break;
     default:
         status =
             gptoss_error_set(error, GPTOSS_ERROR_IO, "cannot open %s: %s", path, strerror(number));

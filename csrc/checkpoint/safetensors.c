@@ -113,6 +113,7 @@ static enum gptoss_status parse_entry(const struct entry *entry, struct gptoss_t
         return entry_error(entry, NULL, "an object", entry->json, error);
     tensor->file = entry->file->path;
     enum gptoss_status status = parse_dtype(entry, &tensor->dtype, error);
+    tensor->format = gptoss_dtype_name(tensor->dtype);
     if (status == GPTOSS_OK)
         status = parse_shape(entry, tensor, error);
     if (status == GPTOSS_OK)

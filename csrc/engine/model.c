@@ -235,6 +235,10 @@ const struct gptoss_tensor *gptoss_model_find_tensor(const struct gptoss_model *
     return gptoss_checkpoint_find(model->checkpoint, name);
 }
 
+const struct gptoss_checkpoint *gptoss_model_checkpoint(const struct gptoss_model *model) {
+    return model->checkpoint;
+}
+
 size_t gptoss_model_num_taps(const struct gptoss_model *model) {
     return gptoss_final_norm_tap(model->config) + 1;
 }

@@ -20,7 +20,7 @@
 /* Types are heap types of one interpreter; found from an instance by
  * PyType_GetModuleState(Py_TYPE(self)). */
 struct gptoss_python_state {
-    PyTypeObject *array_view_type, *model_type, *generator_type;
+    PyTypeObject *array_view_type, *checkpoint_type, *model_type, *generator_type;
 };
 
 /* With the GIL a handle's pointer cannot change between a look and a retain; without it the object
@@ -84,10 +84,11 @@ struct gptoss_python_owner {
                                            a callback; 0 for none */
     struct gptoss_model *model;         /* NULL in a generator's owner */
     struct gptoss_generator *generator; /* NULL in a model's owner */
-    struct gptoss_python_owner *parent; /* the model's owner, in a generator's */
+    struct gptoss_checkpoint *checkpoint; /* of a Checkpoint's owner, which has neither */
+    struct gptoss_python_owner *parent;   /* the model's owner, in a generator's */
 };
-/* Takes over model or generator, one of them NULL; releases it on failure. One reference. parent is
- * retained. */
+/* Takes over model or generator, one of them NULL or both; releases it on failure. One reference.
+ * parent is retained. */
 struct gptoss_python_owner *gptoss_python_owner_create(struct gptoss_model *model,
                                                        struct gptoss_generator *generator,
                                                        struct gptoss_python_owner *parent);
@@ -111,7 +112,20 @@ PyObject *gptoss_python_view(PyTypeObject *type, struct gptoss_python_owner *own
                              const struct gptoss_python_array *array);
 extern PyType_Spec gptoss_python_array_view_spec;
 
+/* ---- checkpoint_type.c ---- */
+
+extern PyType_Spec gptoss_python_checkpoint_spec;
+/* [(key, type, number of elements of an array or None, file_offset), ...]. */
+PyObject *gptoss_python_metadata(const struct gptoss_checkpoint *checkpoint);
+/* The value at an index: a text, bytes that are no UTF-8 as surrogates, or a list of such; of
+ * numbers and booleans a view of their bytes. */
+PyObject *gptoss_python_metadata_value(PyTypeObject *view_type, struct gptoss_python_owner *owner,
+                                       const struct gptoss_checkpoint *checkpoint, PyObject *index);
+
 /* ---- model_type.c, generator_type.c ---- */
+
+/* (size, size, ...). */
+PyObject *gptoss_python_shape(const int64_t *shape, int num_dims);
 
 extern PyType_Spec gptoss_python_model_spec, gptoss_python_generator_spec;
 /* The owner behind a _core.Model, retained; StateError after close. */

@@ -134,7 +134,7 @@ static PyObject *get_config(PyObject *self, PyObject *unused) {
     return result;
 }
 
-static PyObject *shape_tuple(const int64_t *shape, int num_dims) {
+PyObject *gptoss_python_shape(const int64_t *shape, int num_dims) {
     PyObject *tuple = PyTuple_New(num_dims);
     for (int d = 0; tuple != NULL && d < num_dims; d++) {
         PyObject *size = PyLong_FromLongLong(shape[d]);
@@ -157,8 +157,9 @@ static PyObject *list_tensors(PyObject *self, PyObject *unused) {
         const struct gptoss_tensor *tensor = gptoss_model_tensor(owner->model, i);
         PyObject *item = Py_BuildValue(
             "(NsNKNK)", gptoss_python_text(tensor->name), gptoss_dtype_name(tensor->dtype),
-            shape_tuple(tensor->shape, tensor->num_dims), (unsigned long long)tensor->num_bytes,
-            PyUnicode_DecodeFSDefault(tensor->file), (unsigned long long)tensor->file_offset);
+            gptoss_python_shape(tensor->shape, tensor->num_dims),
+            (unsigned long long)tensor->num_bytes, PyUnicode_DecodeFSDefault(tensor->file),
+            (unsigned long long)tensor->file_offset);
         if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) != 0)
             Py_CLEAR(list);
     }
@@ -194,6 +195,27 @@ static PyObject *view_tensor(PyObject *self, PyObject *argument) {
     }
     gptoss_python_owner_release(owner);
     return view;
+}
+
+static PyObject *list_metadata(PyObject *self, PyObject *unused) {
+    (void)unused;
+    struct gptoss_python_owner *owner = gptoss_python_model_owner(self);
+    if (owner == NULL)
+        return NULL;
+    PyObject *list = gptoss_python_metadata(gptoss_model_checkpoint(owner->model));
+    gptoss_python_owner_release(owner);
+    return list;
+}
+
+static PyObject *metadata_value(PyObject *self, PyObject *index) {
+    struct gptoss_python_owner *owner = gptoss_python_model_owner(self);
+    if (owner == NULL)
+        return NULL;
+    struct gptoss_python_state *state = PyType_GetModuleState(Py_TYPE(self));
+    PyObject *value = gptoss_python_metadata_value(state->array_view_type, owner,
+                                                   gptoss_model_checkpoint(owner->model), index);
+    gptoss_python_owner_release(owner);
+    return value;
 }
 
 /* Points one output of decode_expert at buffer. The size must be the part's own, else the engine
@@ -323,7 +345,7 @@ static PyObject *list_taps(PyObject *self, PyObject *unused) {
         struct gptoss_tap tap;
         gptoss_model_tap(owner->model, i, &tap);
         PyObject *item = Py_BuildValue("(ssN)", tap.name, gptoss_dtype_name(tap.dtype),
-                                       shape_tuple(tap.shape, tap.num_dims));
+                                       gptoss_python_shape(tap.shape, tap.num_dims));
         if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) != 0)
             Py_CLEAR(list);
     }
@@ -375,6 +397,8 @@ static PyMethodDef methods[] = {
     {"config", get_config, METH_NOARGS, NULL},
     {"tensors", list_tensors, METH_NOARGS, NULL},
     {"tensor", view_tensor, METH_O, NULL},
+    {"metadata", list_metadata, METH_NOARGS, NULL},
+    {"metadata_value", metadata_value, METH_O, NULL},
     {"decode_expert", decode_expert, METH_VARARGS, NULL},
     {"verify", verify, METH_O, NULL},
     {"memory", get_memory, METH_NOARGS, NULL},

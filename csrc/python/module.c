@@ -100,6 +100,9 @@ static int execute(PyObject *module) {
     state->array_view_type = add_type(module, &gptoss_python_array_view_spec);
     if (state->array_view_type == NULL)
         return -1;
+    state->checkpoint_type = add_type(module, &gptoss_python_checkpoint_spec);
+    if (state->checkpoint_type == NULL)
+        return -1;
     state->model_type = add_type(module, &gptoss_python_model_spec);
     if (state->model_type == NULL)
         return -1;
@@ -114,6 +117,7 @@ static int execute(PyObject *module) {
 static int traverse(PyObject *module, visitproc visit, void *arg) {
     struct gptoss_python_state *state = PyModule_GetState(module);
     Py_VISIT(state->array_view_type);
+    Py_VISIT(state->checkpoint_type);
     Py_VISIT(state->model_type);
     Py_VISIT(state->generator_type);
     return 0;
@@ -122,6 +126,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
 static int clear(PyObject *module) {
     struct gptoss_python_state *state = PyModule_GetState(module);
     Py_CLEAR(state->array_view_type);
+    Py_CLEAR(state->checkpoint_type);
     Py_CLEAR(state->model_type);
     Py_CLEAR(state->generator_type);
     return 0;

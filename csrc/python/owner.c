@@ -35,6 +35,7 @@ void gptoss_python_owner_release(struct gptoss_python_owner *owner) {
         return;
     gptoss_generator_release(owner->generator);
     gptoss_model_release(owner->model);
+    gptoss_checkpoint_release(owner->checkpoint);
     if (owner->parent != NULL) {
         atomic_fetch_sub(&owner->parent->num_generators, 1);
         gptoss_python_owner_release(owner->parent);
