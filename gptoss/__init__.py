@@ -10,6 +10,8 @@ the activations.
 from gptoss import _core, blocks, mx
 from gptoss.batch import Completion, forward, generate_batch
 from gptoss.chat import Chat, Reply, ToolCall
+from gptoss.comparison import compare
+from gptoss.conversion import convert
 from gptoss.errors import (
     ArgumentError,
     ContextError,
@@ -26,6 +28,7 @@ from gptoss.errors import (
 from gptoss.generation import Generation, Output, TokenLogprob
 from gptoss.generator import Generator
 from gptoss.model import Config, Expert, Model, TensorInfo
+from gptoss.quantization import quantize
 from gptoss.sampling import Draw, Sampling
 from gptoss.speculation import Speculation, SpeculationStats
 from gptoss.token_generator import TokenGenerator
@@ -64,7 +67,10 @@ __all__ = [
     "ToolCall",
     "UnsupportedError",
     "blocks",
+    "compare",
+    "convert",
     "forward",
     "generate_batch",
     "mx",
+    "quantize",
 ]

@@ -190,7 +190,8 @@ static bool encode_groups(const float *values, int levels, uint8_t *out, uint8_t
         scale = grids[g].scale > scale ? grids[g].scale : scale;
         minimum = grids[g].minimum > minimum ? grids[g].minimum : minimum;
     }
-    if (!store_f16(scale / 63.0f / unit, out, &d) || !store_f16(minimum / 63.0f / unit, out + 2, &dmin))
+    if (!store_f16(scale / 63.0f / unit, out, &d) ||
+        !store_f16(minimum / 63.0f / unit, out + 2, &dmin))
         return false;
     for (size_t g = 0; g < NUM_GROUPS; ++g) {
         float codes[GROUP];
