@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+import sys
+import zlib
 from typing import Any
 
 import gguf
@@ -12,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from test_bit_identity import FloatEnvironment
 
 import gptoss
 from gptoss import blocks, mx
@@ -193,3 +198,64 @@ def test_mxfp4_is_the_search_of_mx(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(packed[..., 0], scales)
     halves = codes.reshape(*scales.shape, 2, 16)
     np.testing.assert_array_equal(packed[..., 1:], halves[..., 0, :] | halves[..., 1, :] << 4)
+
+
+# ---- the same bits everywhere ----
+
+# CRC-32 of the blocks of grid(), the same on x86-64 and aarch64, at any optimisation.
+CHECKSUMS = {
+    "F32": 0x9B6CC134,
+    "F16": 0xB4526536,
+    "BF16": 0x4B672771,
+    "Q8_0": 0x36BCA54F,
+    "Q6_K": 0xB3CBD1C5,
+    "Q5_1": 0x48C1302A,
+    "Q5_K": 0xA58BD3EE,
+    "Q5_0": 0x2CF3B014,
+    "Q4_1": 0x87DEBD9E,
+    "Q4_K": 0xBD2B8654,
+    "Q4_0": 0xBAD836F1,
+    "MXFP4": 0x1E645AB4,
+}
+
+
+def grid() -> Array:
+    """65536 numbers of many magnitudes that need no random generator."""
+    index = np.arange(1, 1 << 16, dtype=np.int64)
+    scattered = (index * 2654435761 % 2**32 - 2**31) / 2**31
+    values = np.ldexp(scattered, index // 256 % 16 - 8)
+    return np.concatenate([[0.0], values]).astype(np.float32).reshape(-1, 256)
+
+
+@pytest.mark.parametrize("format", blocks.ENCODED)
+def test_checksums(format: str) -> None:
+    assert zlib.crc32(blocks.encode(grid(), format).tobytes()) == CHECKSUMS[format]
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or sys.platform != "linux", reason="sets MXCSR through glibc"
+)
+def test_dirty_float_environment() -> None:
+    """A host may flush subnormals and round down: encoding and decoding are the same."""
+    libm = ctypes.CDLL("libm.so.6")
+    clean, dirty, after = (FloatEnvironment() for _ in range(3))
+    tiny = grid() * np.float32(2.0**-126)
+    expected = [(blocks.encode(grid(), f), mx.encode(tiny, e)) for f in PACKED for e in mx.FORMATS]
+    decoded = [mx.decode(*mx.encode(tiny, element), element) for element in mx.FORMATS]
+    libm.fegetenv(ctypes.byref(clean))
+    libm.fegetenv(ctypes.byref(dirty))
+    dirty.mxcsr |= 0x8000 | 0x0040 | 0x2000
+    values = grid()
+    libm.fesetenv(ctypes.byref(dirty))
+    try:
+        found = [(blocks.encode(values, f), mx.encode(tiny, e)) for f in PACKED for e in mx.FORMATS]
+        again = [mx.decode(*mx.encode(tiny, element), element) for element in mx.FORMATS]
+        libm.fegetenv(ctypes.byref(after))
+    finally:
+        libm.fesetenv(ctypes.byref(clean))
+    assert after.mxcsr & ~0x3F == dirty.mxcsr & ~0x3F
+    for (packed, pair), (packed_then, pair_then) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(packed, packed_then)
+        for array, then in zip(pair, pair_then, strict=True):
+            np.testing.assert_array_equal(array, then)
+    np.testing.assert_array_equal(again, decoded)
