@@ -153,7 +153,7 @@ class _Sequence:
     def begin(self, prompt: str | Tokens, continuation: Continuation) -> None:
         assert self.generator is not None
         self._continuation = continuation
-        ids = prompt_ids(prompt, self.generator.model)
+        ids = prompt_ids(prompt, self.generator)
         self._prompt = _token_list(self.index, ids)
         limit = self.generator.max_context
         if not self._prompt:

@@ -212,7 +212,7 @@ class Generation(Iterator[Output]):
         progress: Progress | None,
     ) -> None:
         self.sampling = continuation.sampling
-        self.prompt_tokens = prompt_ids(prompt, generator.model)
+        self.prompt_tokens = prompt_ids(prompt, generator)
         self._generator = generator
         self._continuation = continuation
         self._progress = progress
@@ -280,16 +280,18 @@ def _stop_strings(stop: str | Sequence[str]) -> list[str]:
     return stops
 
 
-def prompt_ids(prompt: str | Tokens | None, model: Model) -> Tokens:
-    """The ids of a prompt that is text, or ids, or None."""
+def prompt_ids(prompt: str | Tokens | None, generator: Generator) -> Tokens:
+    """The ids of a prompt that is text, or ids, or None. Text at the beginning follows BOS, if the
+    model was made for that."""
     if prompt is None:
         return ()
     if not isinstance(prompt, str):
         return prompt
-    tokenizer = model._load_tokenizer()
+    tokenizer = generator.model._load_tokenizer()
     if tokenizer is None:
-        raise _no_tokenizer(model)
-    return tokenizer.encode(prompt)
+        raise _no_tokenizer(generator.model)
+    ids = tokenizer.encode(prompt)
+    return ids if generator.position > 0 else [*tokenizer.opening_ids, *ids]
 
 
 def _no_tokenizer(model: Model) -> ArgumentError:

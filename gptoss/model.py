@@ -147,8 +147,8 @@ class Model:
             matrix product, which AMX ("amx") or AVX512_BF16 ("avx512_bf16") then multiplies.
             Processors with neither refuse it. Results depend on the instruction set, and on
             nothing else.
-        tokenizer: a Tokenizer, or the path of one; by default the tokenizer.json beside the
-            weights.
+        tokenizer: a Tokenizer, or the path of one; by default what a GGUF file holds, else the
+            tokenizer.json beside the weights.
         mmap: use the weights in place in the mapped files; False reads them into memory.
         verify: read every weight once and refuse NaN, infinite and reserved values.
         progress: called with (done, total) bytes while weights are read or verified; may raise to
@@ -243,10 +243,10 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The model's tokenizer, None if there is no tokenizer.json beside the weights. Read when
-        first asked for.
+        """The model's tokenizer: that in the metadata of a GGUF file, else the tokenizer.json
+        beside the weights; None if there is neither. Read when first asked for.
 
-        Raises FormatError for a malformed one.
+        Raises FormatError for a malformed one, UnsupportedError for one of a kind not known.
         """
         self._require_open()
         return self._load_tokenizer()
@@ -258,6 +258,11 @@ class Model:
         return self._tokenizer
 
     def _read_tokenizer(self) -> Tokenizer | None:
+        if self._metadata:
+            file = min(info.file for _, info in self._tensors._entries.values())
+            inside = Tokenizer.from_gguf(self._metadata, file, self._config.vocab_size)
+            if inside is not None:
+                return inside
         directory = self.path if self.path.is_dir() else self.path.parent
         # In a download of both layouts the tokenizer is beside original/, not in it.
         beside = [directory.parent] if directory.name == "original" else []
@@ -269,8 +274,7 @@ class Model:
     @property
     def _lacks_tokenizer(self) -> str:
         """Why there is no text, for messages."""
-        is_gguf = any(entry[1].file.suffix == ".gguf" for entry in self._tensors._entries.values())
-        hint = " (the vocabulary inside a GGUF file is not read yet)" if is_gguf else ""
+        hint = " and no vocabulary in the file" if self._metadata else ""
         return f"{self.path}: there is no tokenizer.json beside the weights{hint}"
 
     @property

@@ -18,7 +18,9 @@ from typing import Any
 
 import tokenizers
 
+from gptoss import tokenizer_gguf
 from gptoss.errors import ArgumentError, FileError, FormatError, UnsupportedError
+from gptoss.tokenizer_gguf import BYTE_TOKEN, SPACE
 
 # Tokenizers that define all of these speak Harmony, the message format of gpt-oss.
 _HARMONY_TOKENS = (
@@ -56,19 +58,21 @@ class SuggestedSampling:
 
 
 class Tokenizer:
-    """A byte-level tokenizer: tokenizer.json and what lies beside it. Immutable, safe to share.
+    """A tokenizer, byte-level or SentencePiece's BPE: tokenizer.json and what lies beside it, or
+    metadata of a GGUF file (from_gguf). Immutable, safe to share.
 
     Args:
         path: a model directory, or its tokenizer.json. tokenizer_config.json, config.json,
             generation_config.json and chat_template.jinja are read from beside it if they exist.
 
-    Raises FormatError for a missing or malformed file, UnsupportedError for a tokenizer that is not
-    byte-level.
+    Raises FormatError for a missing or malformed file, UnsupportedError for another kind of
+    tokenizer.
 
     Attributes:
-        path: the tokenizer.json.
+        path: the tokenizer.json, or the GGUF file.
         special_tokens: mapping of each special token's text to its id.
         bos_id, eos_id, pad_id: token ids, or None.
+        adds_bos: whether the model was made for texts that begin with bos_id. encode never adds it.
         stop_token_ids: the ids that end an answer.
         suggested_sampling: the sampling settings of generation_config.json.
         chat_template: the source of the model's Jinja chat template, or None.
@@ -84,6 +88,35 @@ class Tokenizer:
         config = _read_json(config_file)
         _add_configured_tokens(self._tokenizer, config, config_file)
 
+        self._set_specials()
+        self.chat_template = _read_chat_template(directory, config)
+        self._read_generation_config(directory, config)
+
+    @classmethod
+    def from_gguf(
+        cls, metadata: Mapping[str, Any], path: str | Path, vocab_size: int
+    ) -> Tokenizer | None:
+        """The tokenizer in the metadata of a GGUF file (Model.metadata) of a model with vocab_size
+        tokens, None if there is none.
+
+        Raises FormatError that names the key, UnsupportedError for kinds that are not known.
+        """
+        vocabulary = tokenizer_gguf.read(metadata, str(path), vocab_size)
+        if vocabulary is None:
+            return None
+        self = cls.__new__(cls)
+        self.path = Path(path)
+        self._tokenizer = vocabulary.library
+        self._tokenizer.encode_special_tokens = True
+        self._set_specials()
+        self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
+        self.pad_id, self.adds_bos = vocabulary.pad_id, vocabulary.adds_bos
+        self.chat_template = vocabulary.chat_template
+        self.stop_token_ids = self._complete_stops(vocabulary.stop_ids)
+        self.suggested_sampling = SuggestedSampling()
+        return self
+
+    def _set_specials(self) -> None:
         specials = {
             token.content: index
             for index, token in sorted(self._tokenizer.get_added_tokens_decoder().items())
@@ -97,8 +130,16 @@ class Tokenizer:
         )
 
         self.is_harmony = all(token in specials for token in _HARMONY_TOKENS)
-        self.chat_template = _read_chat_template(directory, config)
-        self._read_generation_config(directory, config)
+        decoder = _decoder_kinds(self._tokenizer)
+        self._is_byte_level = "ByteLevel" in decoder
+        self._strips_space = "Strip" in decoder  # SentencePiece's prefix
+
+    def _complete_stops(self, stops: set[int]) -> frozenset[int]:
+        if self.is_harmony:
+            specials = self.special_tokens
+            stops = stops | {specials[text] for text in _HARMONY_STOPS if text in specials}
+            stops.discard(specials["<|end|>"])
+        return frozenset(stops)
 
     def _read_generation_config(self, directory: Path, config: Mapping[str, Any]) -> None:
         file = directory / "generation_config.json"
@@ -114,17 +155,16 @@ class Tokenizer:
             return next(iter(_ids(generation, f"{key}_token_id", file)), None)
 
         self.bos_id, self.eos_id, self.pad_id = named("bos"), named("eos"), named("pad")
+        adds_bos = _field(config, "add_bos_token", bool, directory / "tokenizer_config.json")
+        if adds_bos is None:  # then the template of tokenizer.json says
+            adds_bos = self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [self.bos_id]
+        self.adds_bos = bool(adds_bos) and self.bos_id is not None
         stops = set(
             _ids(generation, "eos_token_id", file) or _ids(model, "eos_token_id", model_file)
         )
         if not stops and self.eos_id is not None:
             stops = {self.eos_id}
-        if self.is_harmony:
-            stops.update(
-                self.special_tokens[text] for text in _HARMONY_STOPS if text in self.special_tokens
-            )
-            stops.discard(self.special_tokens["<|end|>"])
-        self.stop_token_ids = frozenset(stops)
+        self.stop_token_ids = self._complete_stops(stops)
         self.suggested_sampling = SuggestedSampling(
             do_sample=_field(generation, "do_sample", bool, file),
             temperature=_field(generation, "temperature", (int, float), file),
@@ -139,6 +179,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Tokens the files define. A model's logits may be wider; ids beyond stand for nothing."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def opening_ids(self) -> list[int]:
+        """What belongs before a text that begins a sequence: BOS with adds_bos, else nothing."""
+        return [self.bos_id] if self.adds_bos and self.bos_id is not None else []
 
     def token_id(self, text: str) -> int | None:
         """The id of a token by its spelling in the vocabulary, or None."""
@@ -180,12 +225,13 @@ class Tokenizer:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD.
 
         Special tokens appear as they are spelled, or not at all with skip_special. Ids without a
-        token give nothing.
+        token give nothing. The space that SentencePiece puts before a text is taken away again.
         """
         if not isinstance(ids, Iterable):
             raise ArgumentError(f"decode takes a sequence of token ids, not {ids!r}")
         pieces = (self.token_bytes(i, skip_special=skip_special) for i in ids)
-        return b"".join(pieces).decode("utf-8", "replace")
+        text = b"".join(pieces).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._strips_space else text
 
     def token_bytes(self, token: int, *, skip_special: bool = False) -> bytes:
         """The bytes that a token stands for; b"" for an id without a token."""
@@ -197,6 +243,9 @@ class Tokenizer:
         text = self._tokenizer.id_to_token(token)
         if text is None:
             return b""
+        if not self._is_byte_level:
+            byte = BYTE_TOKEN.fullmatch(text)
+            return bytes.fromhex(byte[1]) if byte else text.replace(SPACE, " ").encode()
         try:
             return bytes([_BYTE_OF_CHARACTER[c] for c in text])
         except KeyError:  # a token added as plain text
@@ -236,7 +285,7 @@ def _load(file: Path) -> tokenizers.Tokenizer:
         raise
     except BaseException as error:  # the library raises plain Exception, and pyo3's PanicException
         raise FormatError(f"{file}: not a tokenizer ({error}); {again}", file=str(file)) from error
-    _check_byte_level(tokenizer, file)
+    _check_kind(tokenizer, file)
     # A file may ask for truncation or padding, which would shorten or lengthen texts in silence.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -246,15 +295,21 @@ def _load(file: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _check_byte_level(tokenizer: tokenizers.Tokenizer, file: Path) -> None:
+def _decoder_kinds(tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """Types of the steps that make text of tokens."""
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder is not None else {}
-    kinds = [part.get("type") for part in decoder.get("decoders", [decoder])]
-    if "ByteLevel" not in kinds:
-        found = ", ".join(map(str, kinds))
+    return [str(part.get("type")) for part in decoder.get("decoders", [decoder])]
+
+
+def _check_kind(tokenizer: tokenizers.Tokenizer, file: Path) -> None:
+    kinds = _decoder_kinds(tokenizer)
+    if "ByteLevel" not in kinds and "ByteFallback" not in kinds:
+        found = ", ".join(kinds)
         raise UnsupportedError(
-            f"{file}: only byte-level tokenizers are supported, this one decodes by {found}",
+            f"{file}: only tokenizers that decode by ByteLevel or ByteFallback are supported, this "
+            f"one does by {found}",
             file=str(file),
-            expected="ByteLevel",
+            expected="ByteLevel or ByteFallback",
             found=found,
         )
 

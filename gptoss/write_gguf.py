@@ -2,7 +2,8 @@
 apart, MXFP4 experts repacked without a change of value.
 
 The weights come from any object with Source's one method, piece by piece, so that memory use is
-bounded. The vocabulary is a stand-in, one token a byte and unused ones, enough for benchmarks.
+bounded. Without a tokenizer the vocabulary is a stand-in, one token a byte and unused ones, enough
+for benchmarks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.errors import FileError
+from gptoss.tokenizer import Tokenizer
+from gptoss.write_tokenizer import tokenizer_values
 
 Array = NDArray[Any]
 
@@ -209,7 +212,10 @@ def byte_tokens() -> list[str]:
 
 
 def vocabulary(size: int) -> dict[str, tuple[int, Any]]:
-    tokens = [*byte_tokens(), "th", *(f"[unused{n}]" for n in range(257, size))][:size]
+    """The stand-in; none for sizes that cannot hold it."""
+    if size < 257:
+        return {"tokenizer.ggml.model": (_STRING, "none")}
+    tokens = [*byte_tokens(), "th", *(f"[unused{n}]" for n in range(257, size))]
     kinds = [1 if id <= 256 else 5 for id in range(size)]  # ggml's NORMAL and UNUSED
     return {
         "tokenizer.ggml.model": (_STRING, "gpt2"),
@@ -223,8 +229,10 @@ def vocabulary(size: int) -> dict[str, tuple[int, Any]]:
     }
 
 
-def metadata(config: dict[str, Any], name: str) -> dict[str, tuple[int, Any]]:
-    """config.json as llama.cpp's converter tells it: key -> (type, value)."""
+def metadata(
+    config: dict[str, Any], name: str, tokenizer: Tokenizer | None = None
+) -> dict[str, tuple[int, Any]]:
+    """config.json and the tokenizer as llama.cpp's converter tells them: key -> (type, value)."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     values: dict[str, tuple[int, Any]] = {
         "block_count": (_UINT32, config["num_hidden_layers"]),
@@ -260,7 +268,9 @@ def metadata(config: dict[str, Any], name: str) -> dict[str, tuple[int, Any]]:
         "general.file_type": (_UINT32, 38),  # MXFP4 experts
     }
     prefixed = {f"gpt-oss.{key}": value for key, value in values.items()}
-    return general | prefixed | vocabulary(config["vocab_size"])
+    size = config["vocab_size"]
+    words = vocabulary(size) if tokenizer is None else tokenizer_values(tokenizer, size)
+    return general | prefixed | words
 
 
 # ---- the file ----
@@ -326,16 +336,19 @@ def write_gguf(
     dense: str = "q8_0",
     *,
     experts: str = "MXFP4",
+    tokenizer: Tokenizer | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> int:
     """Writes the file, complete or not at all, and returns its tensor bytes.
 
-    config: the keys of a Hugging Face config.json. dense: one of DENSE_TYPES. progress: called with
-    (done, total) bytes; may raise to stop. FileError if path exists already or there is no room.
+    config: the keys of a Hugging Face config.json. dense: one of DENSE_TYPES. tokenizer: see
+    tokenizer_values. progress: called with (done, total) bytes; may raise to stop. FileError if
+    path exists already or there is no room.
     """
     if path.exists():
         raise FileError(f"{path} exists already", file=str(path))
     tensors = plan_tensors(config, dense.upper(), experts)
+    values = metadata(config, path.stem, tokenizer)
     total, done = sum(tensor.num_bytes for tensor in tensors), 0
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -347,7 +360,7 @@ def write_gguf(
         )
     try:
         with open(partial, "wb") as file:
-            file.write(header(metadata(config, path.stem), tensors))
+            file.write(header(values, tensors))
             for tensor in tensors:
                 start = file.tell()
                 for chunk in encoded(tensor, source):

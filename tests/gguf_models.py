@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 import gptoss
 from gptoss import write_gguf
+from gptoss.tokenizer import Tokenizer
 
 Array = NDArray[Any]
 
@@ -74,7 +75,8 @@ def convert(directory: Path, path: Path, dense: str) -> Path:
     tensors: Tensors = {}
     for file in directory.glob("*.safetensors"):
         tensors |= reference.read_safetensors(file)
-    write_gguf.write_gguf(path, config, Weights(tensors), dense)
+    tokenizer = Tokenizer(directory) if (directory / "tokenizer.json").exists() else None
+    write_gguf.write_gguf(path, config, Weights(tensors), dense, tokenizer=tokenizer)
     return path
 
 

@@ -119,7 +119,9 @@ def test_another_writer(tmp_path: Path) -> None:
 
 
 def test_of_a_model(tmp_path: Path) -> None:
-    path = gguf_models.write_model(tmp_path / "m.gguf", Spec(), np.random.default_rng(0))
+    path = gguf_models.write_model(
+        tmp_path / "m.gguf", Spec(vocab_size=300), np.random.default_rng(0)
+    )
     with gptoss.Model(path) as model:
         metadata = model.metadata
         assert metadata["general.architecture"] == "gpt-oss"
@@ -129,7 +131,7 @@ def test_of_a_model(tmp_path: Path) -> None:
         with pytest.raises(gptoss.NotFoundError, match=r"did you mean 'gpt-oss\.block_count'"):
             metadata["gptoss.block_count"]
         types = metadata["tokenizer.ggml.token_type"]
-        assert types.shape == (97,) and types.dtype == np.int32
+        assert types.shape == (300,) and types.dtype == np.int32
         with pytest.raises(ValueError):
             types[0] = 7
         assert repr(metadata) == f"<metadata of {len(metadata)} keys>"

@@ -201,7 +201,9 @@ def begin(
         talk.messages.append(Message("user", text))
         return talk.generator, talk.prompt_ids()
     generator = gptoss.Generator(model, **how)
-    return generator, require_tokenizer(model).encode(text, allow_special=special)
+    tokenizer = require_tokenizer(model)
+    ids, opening = tokenizer.encode(text, allow_special=special), tokenizer.opening_ids
+    return generator, ids if ids[: len(opening)] == opening else [*opening, *ids]
 
 
 def token_limit(max_tokens: int | None, chat: bool, room: int) -> int:
