@@ -66,7 +66,8 @@ def convert(
     """Writes gpt-oss in another layout.
 
     To GGUF, dense weights and experts keep their format, MXFP4 in llama.cpp's order of nibbles;
-    norms, biases, sinks and routers become F32, which llama.cpp demands. To Hugging Face's layout,
+    norms, biases, sinks and routers become F32, which llama.cpp demands; the tokenizer becomes
+    metadata, and from GGUF tokenizer.json again. To Hugging Face's layout,
     F32 becomes BF16 where that changes no value, and blocks that it does not know are decoded and
     rounded to BF16. Hugging Face to GGUF and back gives the same bytes in every tensor.
 
@@ -103,9 +104,9 @@ def _to_hugging_face(
     progress: Progress | None,
 ) -> Report:
     with Model(checkpoint.path, threads=1) as model:
-        config = model.config
+        config, tokenizer = model.config, model.tokenizer
     formats, num_bytes, notes = write_hugging_face(
-        checkpoint, config, output, force=force, threads=threads, progress=progress
+        checkpoint, config, tokenizer, output, force=force, threads=threads, progress=progress
     )
     source_bytes = sum(weight.num_bytes for weight in checkpoint.weights())
     return Report(output, formats, source_bytes, num_bytes, notes)
@@ -156,7 +157,10 @@ def write_planned(
 ) -> Report:
     """Writes a GGUF file of planned weights."""
     total = sum(planned.num_bytes for planned in plan)
-    header = write_gguf.header(_metadata(checkpoint, plan, output), plan)
+    values = _metadata(checkpoint, plan, output)
+    header = write_gguf.header(values, plan)
+    if not any(key in values for key in ("tokenizer.ggml.merges", "tokenizer.ggml.scores")):
+        notes = (*notes, f"no tokenizer is beside {checkpoint.path}: the file has no vocabulary")
     inputs = [checkpoint.path, *checkpoint.files]
     needed = len(header) + sum(p.num_bytes + write_gguf.padding(p.num_bytes) for p in plan)
     check_output(output, needed, inputs, force=force, is_directory=False)
@@ -199,7 +203,7 @@ _KINDS = {
     **{"u8": 0, "i8": 1, "u16": 2, "i16": 3, "u32": 4, "i32": 5, "f32": 6, "bool": 7, "str": 8},
     **{"u64": 10, "i64": 11, "f64": 12},
 }
-_UINT32, _ARRAY = 4, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
 _DROPPED = ("general.alignment", "general.file_type", "split.")  # said anew, or no longer so
 
 
@@ -211,9 +215,13 @@ def _metadata(checkpoint: Checkpoint, plan: Sequence[Planned], output: Path) -> 
     if checkpoint.is_gguf:
         return _copied_metadata(checkpoint) | {"general.file_type": file_type}
     with Model(checkpoint.path, threads=1) as model:
-        config = model.config
+        config, tokenizer = model.config, model.tokenizer
     _require_expressible(config)
-    values = write_gguf.metadata(hugging_face_config(config), output.stem)
+    values = write_gguf.metadata(hugging_face_config(config), output.stem, tokenizer)
+    if tokenizer is None:  # no stand-in for what a model is used with
+        values = {key: value for key, value in values.items() if not key.startswith("tokenizer.")}
+        values["tokenizer.ggml.model"] = (_STRING, "none")
+        values["gpt-oss.vocab_size"] = (_UINT32, config.vocab_size)
     return values | {"general.file_type": file_type}
 
 

@@ -21,6 +21,7 @@ from gptoss.blocks import PLAIN
 from gptoss.errors import FormatError, UnsupportedError
 from gptoss.model import DTYPES, Config
 from gptoss.output import MODEL_FILES, check_output, complete_directory
+from gptoss.tokenizer import Tokenizer
 from gptoss.weights import Checkpoint, Weight, hugging_face_names, in_order
 
 Array = npt.NDArray[Any]
@@ -56,14 +57,15 @@ class _Tensor:
 def write_hugging_face(
     checkpoint: Checkpoint,
     config: Config,
+    tokenizer: Tokenizer | None,
     output: Path,
     *,
     force: bool,
     threads: int | None,
     progress: Progress | None,
 ) -> tuple[dict[str, int], int, tuple[str, ...]]:
-    """Writes the directory; returns tensors of each dtype, bytes of tensors and notes. The
-    tokenizer's files are copied from beside the source."""
+    """Writes the directory; returns tensors of each dtype, bytes of tensors and notes. The files of
+    the tokenizer are copied, or made from what a GGUF file holds."""
     if config.architecture != "gpt_oss":
         raise UnsupportedError(f"{checkpoint.path}: {config.architecture} is written as GGUF alone")
     weights = {weight.name: weight for weight in checkpoint.weights()}
@@ -84,11 +86,11 @@ def write_hugging_face(
         values = hugging_face_config(config)
         if any(tensor.name.endswith("_blocks") for tensor in tensors):
             values["quantization_config"] = _QUANTIZATION
-        values |= _token_ids(checkpoint)
-        (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        copied = _copy_beside(checkpoint, directory)
+        if tokenizer is not None:
+            values |= _write_tokenizer(tokenizer, directory)
+        _write_json(directory / "config.json", values)
     formats = dict(Counter(tensor.format for tensor in tensors).most_common())
-    return formats, total, _notes(checkpoint, weights, copied)
+    return formats, total, _notes(checkpoint, weights, tokenizer)
 
 
 def _header(tensors: list[_Tensor]) -> bytes:
@@ -284,27 +286,33 @@ def _number(value: float) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def _token_ids(checkpoint: Checkpoint) -> dict[str, int]:
-    """The ids that config.json names, from GGUF's metadata."""
-    ids: dict[str, int] = {}
-    for name in ("eos", "pad"):
-        value = checkpoint.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if isinstance(value, int):
-            ids[f"{name}_token_id"] = value
-    return ids
+def _write_tokenizer(tokenizer: Tokenizer, directory: Path) -> dict[str, int]:
+    """Writes the tokenizer's files, and returns the ids that config.json names."""
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+    named = {f"{name}_token_id": index for name, index in ids.items() if index is not None}
+    if tokenizer.path.name == "tokenizer.json":
+        for name in _BESIDE:
+            if (tokenizer.path.parent / name).is_file():
+                shutil.copyfile(tokenizer.path.parent / name, directory / name)
+        return named
+    library = tokenizer._tokenizer
+    texts = {f"{name}_token": library.id_to_token(i) for name, i in ids.items() if i is not None}
+    (directory / "tokenizer.json").write_text(library.to_str(pretty=True))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": tokenizer.adds_bos}
+    _write_json(directory / "tokenizer_config.json", kind | texts)
+    stops = {"eos_token_id": sorted(tokenizer.stop_token_ids)}
+    _write_json(directory / "generation_config.json", named | stops)
+    if tokenizer.chat_template is not None:
+        (directory / "chat_template.jinja").write_text(tokenizer.chat_template)
+    return named
 
 
-def _copy_beside(checkpoint: Checkpoint, directory: Path) -> list[str]:
-    """Copies the tokenizer's files, and returns their names."""
-    place = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    found = [name for name in sorted(_BESIDE) if (place / name).is_file()]
-    for name in found:
-        shutil.copyfile(place / name, directory / name)
-    return found
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _notes(
-    checkpoint: Checkpoint, weights: dict[str, Weight], copied: list[str]
+    checkpoint: Checkpoint, weights: dict[str, Weight], tokenizer: Tokenizer | None
 ) -> tuple[str, ...]:
     notes = []
     kept = {*PLAIN, "MXFP4"}
@@ -316,6 +324,6 @@ def _notes(
             "config.json has what GGUF says; the swiglu limit, the layers' windows and that YaRN "
             "does not truncate are those of the released models"
         )
-    if "tokenizer.json" not in copied:
-        notes.append(f"there is no tokenizer.json beside {checkpoint.path} to copy")
+    if tokenizer is None:
+        notes.append(f"no tokenizer is in {checkpoint.path} or beside it: none is written")
     return tuple(notes)
