@@ -9,8 +9,8 @@ multiply-adds reach. The others: time of a call. Figures are medians.
 
 A kernel sees rows one after another, so of a matrix's shape only the columns matter to it: 2880 in
 gpt-oss's query, key, value, router, gate, up, down and output matrices, 4096 in the projection
-behind attention. How operations share rows and keys among threads, attention at any depth included,
-is measured in the model: gptoss bench --profile.
+behind attention (3072 instead of 2880 where blocks have 256). How operations share rows and keys
+among threads, attention at any depth included, is measured in the model: gptoss bench --profile.
 """
 
 from __future__ import annotations
@@ -84,6 +84,12 @@ class Cores:
             pass
 
 
+def whole_blocks(layout: str, num_columns: int) -> int:
+    """The columns, or the next number of them that the layout can have."""
+    block = kernels.block(layout)
+    return -(-num_columns // block) * block
+
+
 def random_bits(
     rng: np.random.Generator, layout: str, num_rows: int, num_columns: int
 ) -> kernels.Matrix:
@@ -102,6 +108,7 @@ def bench_matvec(isa: str, operation: str, layout: str, cores: Cores) -> Iterato
 
     def rate(num_bytes: int, num_threads: int, columns: int = COLUMNS) -> float:
         """GB/s of one product, its rows shared out among the threads."""
+        columns = whole_blocks(layout, columns)
         x = kernels.pack_lanes(kernels.random_input(rng, columns)[0], layout)
         row = kernels.random_matrix(rng, layout, 1, columns)
         row_bytes = row.data.nbytes + row.scales.nbytes
@@ -130,7 +137,8 @@ def bench_matvec(isa: str, operation: str, layout: str, cores: Cores) -> Iterato
 
 
 def bench_expand_panel(isa: str, operation: str, layout: str, cores: Cores) -> Iterator[Result]:
-    matrix = kernels.random_matrix(np.random.default_rng(0), layout, kernels.PANEL_ROWS, COLUMNS)
+    columns = whole_blocks(layout, COLUMNS)
+    matrix = kernels.random_matrix(np.random.default_rng(0), layout, kernels.PANEL_ROWS, columns)
     panel = kernels.expand_panel(isa, matrix)
     arguments = (isa, matrix.as_arguments(), 0, kernels.PANEL_ROWS, panel.values, panel.scales)
     elapsed = seconds(lambda: _core.kernel_expand_panel(*arguments))

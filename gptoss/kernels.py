@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss import _core
+from gptoss.model import BLOCKS
 
 Float32 = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -23,13 +24,26 @@ TILE_TOKENS = 6
 MAX_TILES = 16
 MAX_VECTORS = 4
 LANES_PER_SCALE = 4
-BLOCK = 32  # weights that share a scale in the block layouts
+BLOCK = 32  # weights that share a scale in MXFP4
 
 SCALED_LAYOUTS = ("mxfp4", "mxfp4_gguf")
-BLOCK_LAYOUTS = (*SCALED_LAYOUTS, "q8_0")
+# Where the f16 scales of a block begin, in the formats of GGUF that count as float32.
+HALVES = {
+    "q8_0": (0,),
+    "q4_0": (0,),
+    "q4_1": (0, 2),
+    "q5_0": (0,),
+    "q5_1": (0, 2),
+    "q2_k": (80, 82),
+    "q3_k": (108,),
+    "q4_k": (0, 2),
+    "q5_k": (0, 2),
+    "q6_k": (208,),
+}
 LAYOUTS = (
     *("f32", "f16", "bf16", "f32_transposed", "f16_transposed", "bf16_transposed"),
-    *BLOCK_LAYOUTS,
+    *SCALED_LAYOUTS,
+    *HALVES,
 )
 
 # What rounding, overflow and signs of zero go wrong with; the last three are not finite.
@@ -38,9 +52,18 @@ SPECIAL = np.array(
 )
 
 
+def block(layout: str) -> int:
+    """Elements of a block, of which a row has a whole number."""
+    return BLOCKS[layout.upper()][0] if layout in HALVES else BLOCK if is_scaled(layout) else 1
+
+
+def is_scaled(layout: str) -> bool:
+    return layout in SCALED_LAYOUTS
+
+
 def per_lane(layout: str) -> int:
     """Elements of a group that one lane owns."""
-    return 8 if layout in SCALED_LAYOUTS else 1
+    return 8 if is_scaled(layout) else 1
 
 
 def lane_elements(layout: str) -> NDArray[np.int64]:
@@ -100,8 +123,11 @@ def random_matrix(
 
     padding, offset: bytes between rows and in front of the first, of data and of scales.
     """
-    if layout in BLOCK_LAYOUTS:
-        return _random_blocks(rng, layout, num_rows, num_columns, special, padding, offset)
+    if is_scaled(layout):
+        return _random_mxfp4(rng, layout, num_rows, num_columns, special, padding, offset)
+    if layout in HALVES:
+        blocks = random_blocks(rng, layout, (num_rows, num_columns // block(layout)), special)
+        return _in_one_plane(layout, num_columns, blocks, padding, offset)
     element, _, transposed = layout.partition("_")
     shape = (num_columns, num_rows) if transposed else (num_rows, num_columns)
     values = rng.standard_normal(shape).astype(np.float32)
@@ -119,7 +145,30 @@ def random_matrix(
     return Matrix(layout, num_rows, num_columns, row_bytes, 0, data, np.zeros(0, np.uint8))
 
 
-def _random_blocks(
+def random_blocks(
+    rng: np.random.Generator, layout: str, shape: tuple[int, int], special: bool = False
+) -> Bytes:
+    """(rows, blocks, bytes of a block) of random codes and f16 scales of a sensible size. special:
+    some of the latter are any bits."""
+    blocks = rng.integers(0, 256, (*shape, BLOCKS[layout.upper()][1]), np.uint8)
+    for at in HALVES[layout]:
+        bits = (rng.standard_normal(shape) / 64).astype(np.float16).view(np.uint16)
+        if special:
+            odd = rng.integers(0, 1 << 16, shape, np.uint16)
+            bits = np.where(rng.random(shape) < min(0.5, 2 / shape[1]), odd, bits)
+        blocks[..., at : at + 2] = bits[..., None].view(np.uint8)
+    return blocks
+
+
+def _in_one_plane(
+    layout: str, num_columns: int, blocks: Bytes, padding: int, offset: int
+) -> Matrix:
+    num_rows = len(blocks)
+    data, row_bytes = place(blocks.reshape(num_rows, -1), padding, offset)
+    return Matrix(layout, num_rows, num_columns, row_bytes, 0, data, np.zeros(0, np.uint8))
+
+
+def _random_mxfp4(
     rng: np.random.Generator,
     layout: str,
     num_rows: int,
@@ -129,29 +178,20 @@ def _random_blocks(
     offset: int,
 ) -> Matrix:
     shape = (num_rows, num_columns // BLOCK)
-    codes = rng.integers(0, 256, (*shape, BLOCK if layout == "q8_0" else BLOCK // 2), np.uint8)
-    if layout == "q8_0":
-        scale_bits = (rng.standard_normal(shape) / 64).astype(np.float16).view(np.uint16)
-        if special:
-            odd = rng.integers(0, 1 << 16, shape, np.uint16)
-            scale_bits = np.where(rng.random(shape) < min(0.5, 2 / shape[1]), odd, scale_bits)
-        scales = scale_bits[..., None].view(np.uint8)
-    else:
-        exponents = rng.integers(118, 130, shape, np.uint8)
-        if special:
-            low = rng.integers(0, 4, shape, np.uint8)
-            exponents = np.where(rng.random(shape) < 0.5, low, exponents)
-            odd = rng.integers(0, 256, shape).astype(np.uint8)
-            exponents = np.where(rng.random(shape) < 0.02, odd, exponents)
-            exponents[rng.random(shape) < 0.5 / shape[1]] = 0xFF
-        scales = exponents[..., None]
-    if layout == "mxfp4":
-        data, row_bytes = place(codes.reshape(num_rows, -1), padding, offset)
-        plane, plane_row_bytes = place(scales[..., 0], padding, offset)
-        return Matrix(layout, num_rows, num_columns, row_bytes, plane_row_bytes, data, plane)
-    blocks = np.concatenate([scales, codes], axis=-1).reshape(num_rows, -1)
-    data, row_bytes = place(blocks, padding, offset)
-    return Matrix(layout, num_rows, num_columns, row_bytes, 0, data, np.zeros(0, np.uint8))
+    codes = rng.integers(0, 256, (*shape, BLOCK // 2), np.uint8)
+    exponents = rng.integers(118, 130, shape, np.uint8)
+    if special:
+        low = rng.integers(0, 4, shape, np.uint8)
+        exponents = np.where(rng.random(shape) < 0.5, low, exponents)
+        odd = rng.integers(0, 256, shape).astype(np.uint8)
+        exponents = np.where(rng.random(shape) < 0.02, odd, exponents)
+        exponents[rng.random(shape) < 0.5 / shape[1]] = 0xFF
+    if layout == "mxfp4_gguf":
+        blocks = np.concatenate([exponents[..., None], codes], axis=-1)
+        return _in_one_plane(layout, num_columns, blocks, padding, offset)
+    data, row_bytes = place(codes.reshape(num_rows, -1), padding, offset)
+    plane, plane_row_bytes = place(exponents, padding, offset)
+    return Matrix(layout, num_rows, num_columns, row_bytes, plane_row_bytes, data, plane)
 
 
 def random_input(
@@ -224,7 +264,7 @@ class Panel:
 def expand_panel(isa: str, matrix: Matrix, first_row: int = 0, num_rows: int = PANEL_ROWS) -> Panel:
     """What the layout's kernel writes; elements that the last group lacks are +0."""
     groups = num_groups(matrix.num_columns, matrix.layout)
-    scale_groups = groups if matrix.layout in SCALED_LAYOUTS else 0
+    scale_groups = groups if is_scaled(matrix.layout) else 0
     values = np.zeros((LANES, groups * per_lane(matrix.layout), PANEL_ROWS), np.float32)
     scales = np.zeros((LANES // LANES_PER_SCALE, scale_groups, PANEL_ROWS), np.float32)
     arguments = matrix.as_arguments()

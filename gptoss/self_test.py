@@ -28,8 +28,9 @@ class OperationResult(TypedDict):
 
 def _sizes(rng: Rng, layout: str) -> tuple[int, int]:
     """Rows and columns, most of them no multiple of anything."""
-    columns = int(rng.integers(1, 700))
-    return int(rng.integers(1, 70)), columns * 32 if layout in kernels.BLOCK_LAYOUTS else columns
+    block = kernels.block(layout)
+    columns = int(rng.integers(1, 700 if block == 1 else 6400 // block)) * block
+    return int(rng.integers(1, 70)), columns
 
 
 def _matrix(rng: Rng, layout: str, special: bool) -> kernels.Matrix:

@@ -126,9 +126,6 @@ def test_each_tensor_in_a_format_of_its_own(
             is_matrix = len(tensor.shape) > 1 and not tensor.name.endswith("bias")
             types = ["F32", "F16", "BF16", *(["Q8_0"] if is_matrix else [])]
             chosen[tensor.name] = str(rng.choice(types)) if tensor.type != "MXFP4" else "MXFP4"
-            # Gate and up must agree.
-            gate = tensor.name.replace("ffn_up", "ffn_gate")
-            chosen[tensor.name] = chosen.get(gate, chosen[tensor.name])
         return [dataclasses.replace(t, type=chosen[t.name]) for t in plan(*arguments)]
 
     monkeypatch.setattr(write_gguf, "plan_tensors", mixed)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -29,7 +30,9 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 
 def columns_of(layout: str) -> tuple[int, ...]:
     """Around every boundary of the layout's lanes, groups and blocks; the last is gpt-oss's."""
-    if layout in kernels.BLOCK_LAYOUTS:
+    if kernels.block(layout) == 256:
+        return (256, 512, 768, 2816)
+    if kernels.block(layout) == 32:
         return (32, 64, 96, 128, 160, 224, 256, 384, 480, 512, 544, 2880)
     return (1, 2, 15, 16, 17, 31, 32, 33, 127, 128, 129, 2880)
 
@@ -62,8 +65,10 @@ def fma(a: Float32, b: Float32, c: Float32) -> Float32:
 
 def decode(matrix: kernels.Matrix) -> tuple[Float32, Float32]:
     """Weights or codes (rows, columns), and the scale of each, 1 where there is none."""
-    if matrix.layout in kernels.BLOCK_LAYOUTS:
-        return decode_blocks(matrix)
+    if kernels.is_scaled(matrix.layout):
+        return decode_mxfp4(matrix)
+    if matrix.layout in kernels.HALVES:
+        return decode_gguf(matrix), np.ones((matrix.num_rows, matrix.num_columns), np.float32)
     element, _, transposed = matrix.layout.partition("_")
     width = 4 if element == "f32" else 2
     shape = (matrix.num_rows, matrix.num_columns)
@@ -76,23 +81,27 @@ def decode(matrix: kernels.Matrix) -> tuple[Float32, Float32]:
     return (weights.T if transposed else weights), np.ones(shape, np.float32)
 
 
-def decode_blocks(matrix: kernels.Matrix) -> tuple[Float32, Float32]:
+def decode_gguf(matrix: kernels.Matrix) -> Float32:
+    """By ggml's own decoder."""
+    type_ = gguf.GGMLQuantizationType[matrix.layout.upper()]
+    block, block_bytes = gguf.GGML_QUANT_SIZES[type_]
+    row_bytes = matrix.num_columns // block * block_bytes
+    rows = strided(matrix.data, matrix.num_rows, row_bytes, matrix.row_bytes)
+    with np.errstate(all="ignore"):  # infinity times zero
+        weights: Float32 = gguf.quants.dequantize(rows, type_)
+    return weights
+
+
+def decode_mxfp4(matrix: kernels.Matrix) -> tuple[Float32, Float32]:
     shape = (matrix.num_rows, matrix.num_columns // kernels.BLOCK, -1)
     num_blocks = shape[1]
     if matrix.layout == "mxfp4":
         codes = strided(matrix.data, matrix.num_rows, num_blocks * 16, matrix.row_bytes)
         scales = strided(matrix.scales, matrix.num_rows, num_blocks, matrix.scale_row_bytes)
     else:
-        scale_bytes, code_bytes = {"mxfp4_gguf": (1, 16), "q8_0": (2, 32)}[matrix.layout]
-        row_bytes = num_blocks * (scale_bytes + code_bytes)
-        blocks = strided(matrix.data, matrix.num_rows, row_bytes, matrix.row_bytes).reshape(shape)
-        scales, codes = blocks[..., :scale_bytes], blocks[..., scale_bytes:]
+        blocks = strided(matrix.data, matrix.num_rows, num_blocks * 17, matrix.row_bytes)
+        scales, codes = np.split(blocks.reshape(shape), [1], axis=-1)
     codes, scales = codes.reshape(shape), scales.reshape(matrix.num_rows, -1)
-    if matrix.layout == "q8_0":
-        powers = np.ascontiguousarray(scales).view(np.float16).astype(np.float32)
-        with np.errstate(invalid="ignore"):  # infinity times zero
-            weights = codes.view(np.int8) * powers[..., None]
-        return weights.reshape(matrix.num_rows, -1), np.ones((shape[0], 1), np.float32)
     nibbles = np.stack([codes & 15, codes >> 4], axis=-1)
     if matrix.layout == "mxfp4_gguf":  # the low nibbles of a block, then the high ones
         nibbles = nibbles.swapaxes(-1, -2)
@@ -117,7 +126,7 @@ def emulate(matrix: kernels.Matrix, x: Float32) -> Float32:
     for start in range(0, matrix.num_columns, 16 * per_lane):
         num_lanes = min(16, (matrix.num_columns - start) // per_lane)
         elements = start + order[:num_lanes].T
-        if matrix.layout in kernels.SCALED_LAYOUTS:
+        if kernels.is_scaled(matrix.layout):
             t = np.zeros((matrix.num_rows, num_lanes), np.float32)
             for number in elements:
                 t = fma(weights[:, number], x[number], t)
@@ -216,8 +225,9 @@ def test_matvec_is_near_float64(rng: np.random.Generator, layout: str) -> None:
 def test_rows_do_not_depend_on_how_they_are_split(
     rng: np.random.Generator, layout: str, isa: str
 ) -> None:
-    matrix = kernels.random_matrix(rng, layout, 150, 96, padding=3, offset=1)
-    x = kernels.random_input(rng, 96)[0]
+    num_columns = max(96, kernels.block(layout))
+    matrix = kernels.random_matrix(rng, layout, 150, num_columns, padding=3, offset=1)
+    x = kernels.random_input(rng, num_columns)[0]
     whole = kernels.matvec(isa, matrix, x)
     for first, count in ((0, 1), (1, 7), (3, 64), (149, 1), (17, 133)):
         part = kernels.matvec(isa, matrix, x, first, count)

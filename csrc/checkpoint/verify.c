@@ -6,6 +6,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/format_error.h"
+#include "numeric/block_formats.h"
 #include "platform/allocator.h"
 #include "platform/mapped_file.h"
 #include "status.h"
@@ -19,7 +20,9 @@ struct pattern {
     uint64_t sign;   /* in every lane: the sign bit */
     uint64_t either; /* all ones: any sign is bad; 0: only lanes whose sign bit is set */
     size_t lane_bytes;
-    size_t block_bytes; /* of formats whose blocks begin with a scale, the only lane looked at */
+    size_t block_bytes; /* of block formats, where only the scales are looked at: num_scales lanes
+                           side by side from scales_at on */
+    size_t scales_at, num_scales;
 };
 
 #define LANES8(x) (UINT64_C(0x0101010101010101) * (x))
@@ -28,26 +31,43 @@ struct pattern {
 #define ANY_SIGN UINT64_MAX
 
 static const struct pattern pattern_f64 = {
-    UINT64_C(0x7FF) << 52, UINT64_C(1) << 52, UINT64_C(1) << 63, ANY_SIGN, 8, 0};
+    UINT64_C(0x7FF) << 52, UINT64_C(1) << 52, UINT64_C(1) << 63, ANY_SIGN, 8, 0, 0, 0};
 static const struct pattern pattern_f32 = {
-    LANES32(0x7F800000), LANES32(0x00800000), LANES32(0x80000000), ANY_SIGN, 4, 0};
+    LANES32(0x7F800000), LANES32(0x00800000), LANES32(0x80000000), ANY_SIGN, 4, 0, 0, 0};
 static const struct pattern pattern_bf16 = {
-    LANES16(0x7F80), LANES16(0x0080), LANES16(0x8000), ANY_SIGN, 2, 0};
+    LANES16(0x7F80), LANES16(0x0080), LANES16(0x8000), ANY_SIGN, 2, 0, 0, 0};
 static const struct pattern pattern_f16 = {
-    LANES16(0x7C00), LANES16(0x0400), LANES16(0x8000), ANY_SIGN, 2, 0};
+    LANES16(0x7C00), LANES16(0x0400), LANES16(0x8000), ANY_SIGN, 2, 0, 0, 0};
 static const struct pattern pattern_e5m2 = {
-    LANES8(0x7C), LANES8(0x04), LANES8(0x80), ANY_SIGN, 1, 0};
+    LANES8(0x7C), LANES8(0x04), LANES8(0x80), ANY_SIGN, 1, 0, 0, 0};
 static const struct pattern pattern_e4m3 = {
-    LANES8(0x7F), LANES8(0x01), LANES8(0x80), ANY_SIGN, 1, 0};
-static const struct pattern pattern_e8m0 = {LANES8(0x7F), LANES8(0x01), LANES8(0x80), 0, 1, 0};
-static const struct pattern pattern_q8_0 = {0x7C00, 0x0400, 0x8000, ANY_SIGN, 2, 34};
-static const struct pattern pattern_mxfp4_gguf = {0x7F, 0x01, 0x80, 0, 1, 17};
+    LANES8(0x7F), LANES8(0x01), LANES8(0x80), ANY_SIGN, 1, 0, 0, 0};
+static const struct pattern pattern_e8m0 = {
+    LANES8(0x7F), LANES8(0x01), LANES8(0x80), 0, 1, 0, 0, 0};
+static const struct pattern pattern_mxfp4_gguf = {0x7F, 0x01, 0x80, 0, 1, 17, 0, 1};
+
+/* Of f16 scales in blocks. */
+#define PATTERN_F16(block_bytes, scales_at, num_scales)                                            \
+    {LANES16(0x7C00), LANES16(0x0400), LANES16(0x8000), ANY_SIGN, 2,                               \
+     block_bytes,     scales_at,       num_scales}
+static const struct pattern block_patterns[] = {
+    [GPTOSS_DTYPE_Q8_0] = PATTERN_F16(34, 0, 1),    [GPTOSS_DTYPE_Q4_0] = PATTERN_F16(18, 0, 1),
+    [GPTOSS_DTYPE_Q4_1] = PATTERN_F16(20, 0, 2),    [GPTOSS_DTYPE_Q5_0] = PATTERN_F16(22, 0, 1),
+    [GPTOSS_DTYPE_Q5_1] = PATTERN_F16(24, 0, 2),    [GPTOSS_DTYPE_Q2_K] = PATTERN_F16(84, 80, 2),
+    [GPTOSS_DTYPE_Q3_K] = PATTERN_F16(110, 108, 1), [GPTOSS_DTYPE_Q4_K] = PATTERN_F16(144, 0, 2),
+    [GPTOSS_DTYPE_Q5_K] = PATTERN_F16(176, 0, 2),   [GPTOSS_DTYPE_Q6_K] = PATTERN_F16(210, 208, 1),
+};
 
 #define BLOCK_WORDS 512
 #define CHUNK_BYTES ((uint64_t)1 << 22) /* between polls */
 
 static inline uint64_t bad_lanes(const struct pattern *pattern, uint64_t word) {
     return ((word & pattern->mask) + pattern->unit) & (word | pattern->either) & pattern->sign;
+}
+
+/* Offset in the word of the first of some bad lanes. */
+static uint64_t first_lane(const struct pattern *pattern, uint64_t bad) {
+    return (uint64_t)__builtin_ctzll(bad) / 8 / pattern->lane_bytes * pattern->lane_bytes;
 }
 
 static bool block_is_bad(const struct pattern *pattern, const uint8_t *data) {
@@ -66,9 +86,11 @@ static uint64_t find_bad_scale(const struct pattern *pattern, const uint8_t *dat
                                uint64_t num_bytes) {
     for (uint64_t offset = 0; offset < num_bytes; offset += pattern->block_bytes) {
         uint64_t word = 0;
-        memcpy(&word, data + offset, pattern->lane_bytes);
-        if (bad_lanes(pattern, word) != 0)
-            return offset;
+        memcpy(&word, data + offset + pattern->scales_at,
+               pattern->num_scales * pattern->lane_bytes);
+        uint64_t bad = bad_lanes(pattern, word);
+        if (bad != 0)
+            return offset + pattern->scales_at + first_lane(pattern, bad);
     }
     return num_bytes;
 }
@@ -83,8 +105,7 @@ static uint64_t find_bad(const struct pattern *pattern, const uint8_t *data, uin
         memcpy(&word, data + offset, num_bytes - offset < 8 ? num_bytes - offset : 8);
         uint64_t bad = bad_lanes(pattern, word);
         if (bad != 0)
-            return offset +
-                   (uint64_t)__builtin_ctzll(bad) / 8 / pattern->lane_bytes * pattern->lane_bytes;
+            return offset + first_lane(pattern, bad);
     }
     return num_bytes;
 }
@@ -127,11 +148,14 @@ static enum gptoss_status choose_pattern(const struct gptoss_checkpoint *checkpo
     case GPTOSS_DTYPE_F16: *pattern_out = &pattern_f16; break;
     case GPTOSS_DTYPE_F8_E5M2: *pattern_out = &pattern_e5m2; break;
     case GPTOSS_DTYPE_F8_E4M3: *pattern_out = &pattern_e4m3; break;
-    case GPTOSS_DTYPE_Q8_0: *pattern_out = &pattern_q8_0; break;
     case GPTOSS_DTYPE_MXFP4_GGUF: *pattern_out = &pattern_mxfp4_gguf; break;
     case GPTOSS_DTYPE_U8:
         status = find_scales(checkpoint, tensor, &is_scales, error);
         *pattern_out = is_scales ? &pattern_e8m0 : NULL;
+        break;
+#define BLOCKS(name, NAME, block_bytes) case GPTOSS_DTYPE_##NAME:
+        BLOCKS(q8_0, Q8_0, 34)
+        GPTOSS_FOR_BLOCK_FORMATS(BLOCKS) *pattern_out = &block_patterns[tensor->dtype];
         break;
     default: *pattern_out = NULL;
     }

@@ -4,6 +4,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "numeric/block_formats.h"
 #include "platform/allocator.h"
 #include "platform/clock.h"
 #include "status.h"
@@ -50,27 +51,22 @@ struct gptoss_matrix gptoss_matrix_at(const struct gptoss_weight *weight, int64_
     switch (weight->dtype) {
     case GPTOSS_DTYPE_MXFP4:
         matrix.layout = GPTOSS_LAYOUT_MXFP4;
-        matrix.row_bytes = weight->num_columns / 2;
         matrix.scales = weight->scales + (uint64_t)index * weight->scale_matrix_bytes;
         matrix.scale_row_bytes = weight->num_columns / 32;
-        return matrix;
-    case GPTOSS_DTYPE_MXFP4_GGUF:
-        matrix.layout = GPTOSS_LAYOUT_MXFP4_GGUF;
-        matrix.row_bytes = weight->num_columns / 32 * 17;
-        return matrix;
-    case GPTOSS_DTYPE_Q8_0:
-        matrix.layout = GPTOSS_LAYOUT_Q8_0;
-        matrix.row_bytes = weight->num_columns / 32 * 34;
-        return matrix;
-    default: break;
+        break;
+#define LAYOUT(name, NAME, block_bytes)                                                            \
+    case GPTOSS_DTYPE_##NAME: matrix.layout = GPTOSS_LAYOUT_##NAME; break;
+        LAYOUT(mxfp4_gguf, MXFP4_GGUF, 17)
+        LAYOUT(q8_0, Q8_0, 34)
+        GPTOSS_FOR_BLOCK_FORMATS(LAYOUT)
+    case GPTOSS_DTYPE_F16: matrix.layout = GPTOSS_LAYOUT_F16; break;
+    case GPTOSS_DTYPE_BF16: matrix.layout = GPTOSS_LAYOUT_BF16; break;
+    default: matrix.layout = GPTOSS_LAYOUT_F32;
     }
-    enum gptoss_layout layout = weight->dtype == GPTOSS_DTYPE_F32   ? GPTOSS_LAYOUT_F32
-                                : weight->dtype == GPTOSS_DTYPE_F16 ? GPTOSS_LAYOUT_F16
-                                                                    : GPTOSS_LAYOUT_BF16;
     int64_t line = weight->transposed ? weight->num_rows : weight->num_columns;
-    matrix.row_bytes = line * (int64_t)gptoss_dtype_bytes(weight->dtype);
-    matrix.layout =
-        weight->transposed ? layout + (GPTOSS_LAYOUT_F32_TRANSPOSED - GPTOSS_LAYOUT_F32) : layout;
+    matrix.row_bytes = (int64_t)gptoss_dtype_row_bytes(weight->dtype, (uint64_t)line);
+    if (weight->transposed)
+        matrix.layout += GPTOSS_LAYOUT_F32_TRANSPOSED - GPTOSS_LAYOUT_F32;
     return matrix;
 }
 

@@ -157,8 +157,19 @@ enum gptoss_status gptoss_cpu_expert_gate_up(struct gptoss_backend *base,
         .limit = operation->limit,
         .alpha = operation->alpha,
     };
-    int32_t num_products = expert_products(&groups, weight, operation->bias, operation->up,
-                                           operation->up_bias, &model, groups.rows);
+    const struct gptoss_weight *up = operation->up;
+    const struct gptoss_vector *bias = operation->bias, *up_bias = operation->up_bias;
+    if (up != NULL && (up->dtype != weight->dtype || up_bias->dtype != bias->dtype)) {
+        /* One product has one format: the gate's results wait in out. */
+        model.end = GPTOSS_PRODUCT_STORE;
+        int32_t num_gates = expert_products(&groups, weight, bias, NULL, NULL, &model, groups.rows);
+        GPTOSS_TRY(gptoss_cpu_multiply(backend, groups.products, num_gates));
+        model.end = GPTOSS_PRODUCT_SWIGLU_UP;
+        weight = up;
+        bias = up_bias;
+        up = NULL;
+    }
+    int32_t num_products = expert_products(&groups, weight, bias, up, up_bias, &model, groups.rows);
     return gptoss_cpu_multiply(backend, groups.products, num_products);
 }
 

@@ -14,25 +14,14 @@ static inline void expand(const struct gptoss_matrix *matrix, int64_t first_row,
     }
 }
 
-gptoss_expand_panel_fn GPTOSS_KERNEL(expand_panel_f32), GPTOSS_KERNEL(expand_panel_f16),
-    GPTOSS_KERNEL(expand_panel_bf16), GPTOSS_KERNEL(expand_panel_q8_0);
-
-void GPTOSS_KERNEL(expand_panel_f32)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                     int64_t num_rows, struct gptoss_panel *panel) {
-    expand(matrix, first_row, num_rows, panel, gptoss_element_f32);
-}
-
-void GPTOSS_KERNEL(expand_panel_f16)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                     int64_t num_rows, struct gptoss_panel *panel) {
-    expand(matrix, first_row, num_rows, panel, gptoss_element_f16);
-}
-
-void GPTOSS_KERNEL(expand_panel_bf16)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                      int64_t num_rows, struct gptoss_panel *panel) {
-    expand(matrix, first_row, num_rows, panel, gptoss_element_bf16);
-}
-
-void GPTOSS_KERNEL(expand_panel_q8_0)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                      int64_t num_rows, struct gptoss_panel *panel) {
-    expand(matrix, first_row, num_rows, panel, gptoss_element_q8_0);
-}
+#define DEFINE(name, ...)                                                                          \
+    gptoss_expand_panel_fn GPTOSS_KERNEL(expand_panel_##name);                                     \
+    void GPTOSS_KERNEL(expand_panel_##name)(const struct gptoss_matrix *matrix, int64_t first_row, \
+                                            int64_t num_rows, struct gptoss_panel *panel) {        \
+        expand(matrix, first_row, num_rows, panel, gptoss_element_##name);                         \
+    }
+DEFINE(f32)
+DEFINE(f16)
+DEFINE(bf16)
+DEFINE(q8_0)
+GPTOSS_FOR_BLOCK_FORMATS(DEFINE)

@@ -36,13 +36,23 @@ enum gptoss_layout {
     GPTOSS_LAYOUT_MXFP4_GGUF, /* blocks of 17 bytes: the scale, then 16 bytes of codes */
     GPTOSS_LAYOUT_Q8_0, /* blocks of 34 bytes: an f16 scale d, then 32 int8 codes q. Unscaled in the
                            sense of this page: the weight d * q is exact in float32 */
+    /* The other block formats of GGUF, unscaled likewise: weights as numeric/block_formats.h. */
+    GPTOSS_LAYOUT_Q4_0,
+    GPTOSS_LAYOUT_Q4_1,
+    GPTOSS_LAYOUT_Q5_0,
+    GPTOSS_LAYOUT_Q5_1,
+    GPTOSS_LAYOUT_Q2_K,
+    GPTOSS_LAYOUT_Q3_K,
+    GPTOSS_LAYOUT_Q4_K,
+    GPTOSS_LAYOUT_Q5_K,
+    GPTOSS_LAYOUT_Q6_K,
     GPTOSS_NUM_LAYOUTS
 };
 
 /* One weight matrix: num_rows outputs, num_columns inputs. */
 struct gptoss_matrix {
     enum gptoss_layout layout;
-    int64_t num_rows, num_columns; /* block layouts: num_columns is a multiple of 32 */
+    int64_t num_rows, num_columns; /* num_columns: whole blocks */
     const uint8_t *data;
     int64_t
         row_bytes; /* from one stored row to the next (transposed: one stored row is one input) */
@@ -52,6 +62,30 @@ struct gptoss_matrix {
 
 static inline bool gptoss_layout_is_scaled(enum gptoss_layout layout) {
     return layout == GPTOSS_LAYOUT_MXFP4 || layout == GPTOSS_LAYOUT_MXFP4_GGUF;
+}
+/* The format that is stored so. */
+static inline enum gptoss_dtype gptoss_layout_dtype(enum gptoss_layout layout) {
+    static const uint8_t dtypes[GPTOSS_NUM_LAYOUTS] = {
+        [GPTOSS_LAYOUT_F32] = GPTOSS_DTYPE_F32,
+        [GPTOSS_LAYOUT_F16] = GPTOSS_DTYPE_F16,
+        [GPTOSS_LAYOUT_BF16] = GPTOSS_DTYPE_BF16,
+        [GPTOSS_LAYOUT_F32_TRANSPOSED] = GPTOSS_DTYPE_F32,
+        [GPTOSS_LAYOUT_F16_TRANSPOSED] = GPTOSS_DTYPE_F16,
+        [GPTOSS_LAYOUT_BF16_TRANSPOSED] = GPTOSS_DTYPE_BF16,
+        [GPTOSS_LAYOUT_MXFP4] = GPTOSS_DTYPE_MXFP4,
+        [GPTOSS_LAYOUT_MXFP4_GGUF] = GPTOSS_DTYPE_MXFP4_GGUF,
+        [GPTOSS_LAYOUT_Q8_0] = GPTOSS_DTYPE_Q8_0,
+        [GPTOSS_LAYOUT_Q4_0] = GPTOSS_DTYPE_Q4_0,
+        [GPTOSS_LAYOUT_Q4_1] = GPTOSS_DTYPE_Q4_1,
+        [GPTOSS_LAYOUT_Q5_0] = GPTOSS_DTYPE_Q5_0,
+        [GPTOSS_LAYOUT_Q5_1] = GPTOSS_DTYPE_Q5_1,
+        [GPTOSS_LAYOUT_Q2_K] = GPTOSS_DTYPE_Q2_K,
+        [GPTOSS_LAYOUT_Q3_K] = GPTOSS_DTYPE_Q3_K,
+        [GPTOSS_LAYOUT_Q4_K] = GPTOSS_DTYPE_Q4_K,
+        [GPTOSS_LAYOUT_Q5_K] = GPTOSS_DTYPE_Q5_K,
+        [GPTOSS_LAYOUT_Q6_K] = GPTOSS_DTYPE_Q6_K,
+    };
+    return (enum gptoss_dtype)dtypes[layout];
 }
 static inline bool gptoss_layout_is_transposed(enum gptoss_layout layout) {
     return layout >= GPTOSS_LAYOUT_F32_TRANSPOSED && layout <= GPTOSS_LAYOUT_BF16_TRANSPOSED;

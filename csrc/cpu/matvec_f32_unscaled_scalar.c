@@ -1,5 +1,5 @@
-/* out[r] = dot(row r, x) over rows of f32, f16, bf16 or Q8_0: p[column % 16] = fma(w, x, p[column %
- * 16]), then the tree. */
+/* out[r] = dot(row r, x) over rows of f32, f16, bf16 or GGUF's unscaled blocks: p[column % 16] =
+ * fma(w, x, p[column % 16]), then the tree. */
 #include <math.h>
 
 #include "cpu/elements.h"
@@ -19,29 +19,15 @@ static inline void matvec(const struct gptoss_matrix *matrix, int64_t first_row,
     }
 }
 
-gptoss_matvec_fn GPTOSS_KERNEL(matvec_f32), GPTOSS_KERNEL(matvec_f16), GPTOSS_KERNEL(matvec_bf16),
-    GPTOSS_KERNEL(matvec_q8_0);
-
-void GPTOSS_KERNEL(matvec_f32)(const struct gptoss_matrix *matrix, int64_t first_row,
-                               int64_t num_rows, const float *x_lanes, int32_t num_vectors,
-                               float *out) {
-    matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_element_f32);
-}
-
-void GPTOSS_KERNEL(matvec_f16)(const struct gptoss_matrix *matrix, int64_t first_row,
-                               int64_t num_rows, const float *x_lanes, int32_t num_vectors,
-                               float *out) {
-    matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_element_f16);
-}
-
-void GPTOSS_KERNEL(matvec_bf16)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                int64_t num_rows, const float *x_lanes, int32_t num_vectors,
-                                float *out) {
-    matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_element_bf16);
-}
-
-void GPTOSS_KERNEL(matvec_q8_0)(const struct gptoss_matrix *matrix, int64_t first_row,
-                                int64_t num_rows, const float *x_lanes, int32_t num_vectors,
-                                float *out) {
-    matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_element_q8_0);
-}
+#define DEFINE(name, ...)                                                                          \
+    gptoss_matvec_fn GPTOSS_KERNEL(matvec_##name);                                                 \
+    void GPTOSS_KERNEL(matvec_##name)(const struct gptoss_matrix *matrix, int64_t first_row,       \
+                                      int64_t num_rows, const float *x_lanes, int32_t num_vectors, \
+                                      float *out) {                                                \
+        matvec(matrix, first_row, num_rows, x_lanes, num_vectors, out, gptoss_element_##name);     \
+    }
+DEFINE(f32)
+DEFINE(f16)
+DEFINE(bf16)
+DEFINE(q8_0)
+GPTOSS_FOR_BLOCK_FORMATS(DEFINE)

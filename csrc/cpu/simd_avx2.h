@@ -23,9 +23,18 @@ GPTOSS_INLINE gptoss_vector gptoss_vector_set(float a) {
 GPTOSS_INLINE gptoss_vector gptoss_vector_add(gptoss_vector a, gptoss_vector b) {
     return _mm256_add_ps(a, b);
 }
+GPTOSS_INLINE gptoss_vector gptoss_vector_multiply(gptoss_vector a, gptoss_vector b) {
+    return _mm256_mul_ps(a, b);
+}
 /* a * b + c, rounded once. */
 GPTOSS_INLINE gptoss_vector gptoss_vector_fma(gptoss_vector a, gptoss_vector b, gptoss_vector c) {
     return _mm256_fmadd_ps(a, b, c);
+}
+
+/* Eight signed bytes of 16, the low (i = 0) or the high ones. */
+GPTOSS_INLINE gptoss_vector gptoss_vector_from_bytes(__m128i bytes, int i) {
+    __m128i low = i == 0 ? bytes : _mm_unpackhi_epi64(bytes, bytes);
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low));
 }
 
 /* All ones in the first n of 8 lanes; n may be below 0 or above 8. */

@@ -22,9 +22,18 @@ GPTOSS_INLINE gptoss_vector gptoss_vector_set(float a) {
 GPTOSS_INLINE gptoss_vector gptoss_vector_add(gptoss_vector a, gptoss_vector b) {
     return _mm512_add_ps(a, b);
 }
+GPTOSS_INLINE gptoss_vector gptoss_vector_multiply(gptoss_vector a, gptoss_vector b) {
+    return _mm512_mul_ps(a, b);
+}
 /* a * b + c, rounded once. */
 GPTOSS_INLINE gptoss_vector gptoss_vector_fma(gptoss_vector a, gptoss_vector b, gptoss_vector c) {
     return _mm512_fmadd_ps(a, b, c);
+}
+
+/* Sixteen signed bytes; i is 0. */
+GPTOSS_INLINE gptoss_vector gptoss_vector_from_bytes(__m128i bytes, int i) {
+    (void)i;
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 }
 
 /* The first n of 16 lanes, 0 <= n <= 16. */

@@ -23,9 +23,50 @@ GPTOSS_INLINE gptoss_vector gptoss_vector_set(float a) {
 GPTOSS_INLINE gptoss_vector gptoss_vector_add(gptoss_vector a, gptoss_vector b) {
     return vaddq_f32(a, b);
 }
+GPTOSS_INLINE gptoss_vector gptoss_vector_multiply(gptoss_vector a, gptoss_vector b) {
+    return vmulq_f32(a, b);
+}
 /* a * b + c, rounded once. */
 GPTOSS_INLINE gptoss_vector gptoss_vector_fma(gptoss_vector a, gptoss_vector b, gptoss_vector c) {
     return vfmaq_f32(c, a, b);
+}
+
+/* ---- sixteen bytes, for codes of fewer bits ---- */
+
+typedef uint8x16_t gptoss_bytes;
+
+GPTOSS_INLINE gptoss_bytes gptoss_bytes_load(const uint8_t *from) {
+    return vld1q_u8(from);
+}
+/* (byte >> shift) & mask of each. */
+GPTOSS_INLINE gptoss_bytes gptoss_bytes_bits(gptoss_bytes a, int shift, int mask) {
+    return vandq_u8(vshlq_u8(a, vdupq_n_s8((int8_t)-shift)), vdupq_n_u8((uint8_t)mask));
+}
+/* low | high << shift of each. */
+GPTOSS_INLINE gptoss_bytes gptoss_bytes_join(gptoss_bytes low, gptoss_bytes high, int shift) {
+    return vorrq_u8(low, vshlq_u8(high, vdupq_n_s8((int8_t)shift)));
+}
+GPTOSS_INLINE gptoss_bytes gptoss_bytes_subtract(gptoss_bytes a, int b) {
+    return vsubq_u8(a, vdupq_n_u8((uint8_t)b));
+}
+/* The 16 bits of two bytes, lowest first, as 0 or 1. */
+GPTOSS_INLINE gptoss_bytes gptoss_bytes_spread(const uint8_t *two) {
+    uint8x8_t bits = vreinterpret_u8_u64(vdup_n_u64(0x8040201008040201));
+    uint8x16_t spread = vcombine_u8(vdup_n_u8(two[0]), vdup_n_u8(two[1]));
+    return vandq_u8(vtstq_u8(spread, vcombine_u8(bits, bits)), vdupq_n_u8(1));
+}
+/* Four signed bytes of 16, from 4 i on. */
+GPTOSS_INLINE gptoss_vector gptoss_vector_from_bytes(gptoss_bytes bytes, int i) {
+    int8x16_t codes = vreinterpretq_s8_u8(bytes);
+    int16x8_t half = i < 2 ? vmovl_s8(vget_low_s8(codes)) : vmovl_high_s8(codes);
+    int32x4_t four = i % 2 == 0 ? vmovl_s16(vget_low_s16(half)) : vmovl_high_s16(half);
+    return vcvtq_f32_s32(four);
+}
+
+GPTOSS_INLINE float gptoss_widen_f16(const uint8_t *half) {
+    uint16_t bits;
+    memcpy(&bits, half, sizeof bits);
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))), 0);
 }
 
 /* p = fma(a, b, p) in the first n of 4 lanes, the others keep p; n may be below 0 or above 4. */

@@ -6,12 +6,14 @@
 #include <string.h>
 
 #include "engine/gpt_oss.h"
-#include "numeric/dtype.h"
+#include "numeric/block_formats.h"
 #include "platform/allocator.h"
 #include "status.h"
 
 #define FLOAT_DTYPES (1u << GPTOSS_DTYPE_F32 | 1u << GPTOSS_DTYPE_F16 | 1u << GPTOSS_DTYPE_BF16)
-#define BLOCK_DTYPES (1u << GPTOSS_DTYPE_Q8_0 | 1u << GPTOSS_DTYPE_MXFP4_GGUF)
+#define OR_DTYPE(name, NAME, block_bytes) | 1u << GPTOSS_DTYPE_##NAME
+#define BLOCK_DTYPES                                                                               \
+    (1u << GPTOSS_DTYPE_Q8_0 | 1u << GPTOSS_DTYPE_MXFP4_GGUF GPTOSS_FOR_BLOCK_FORMATS(OR_DTYPE))
 
 enum naming { HUGGING_FACE, ORIGINAL, GGUF };
 
@@ -45,21 +47,16 @@ static enum gptoss_status find(struct binder *binder, uint32_t dtypes, int32_t n
                                      tensor_out, binder->error);
 }
 
-static enum gptoss_status bind_vector_of(struct binder *binder, uint32_t dtypes,
-                                         int64_t num_vectors, int64_t num_elements,
-                                         struct gptoss_vector *out) {
+/* num_vectors 0: one vector, stored without that axis. */
+static enum gptoss_status bind_vector(struct binder *binder, int64_t num_vectors,
+                                      int64_t num_elements, struct gptoss_vector *out) {
     const struct gptoss_tensor *tensor;
     int64_t shape[2] = {num_vectors, num_elements};
     bool single = num_vectors == 0;
-    GPTOSS_TRY(find(binder, dtypes, single ? 1 : 2, single ? shape + 1 : shape, &tensor));
+    GPTOSS_TRY(find(binder, FLOAT_DTYPES, single ? 1 : 2, single ? shape + 1 : shape, &tensor));
     *out =
         (struct gptoss_vector){tensor->dtype, single ? 1 : num_vectors, num_elements, tensor->data};
     return GPTOSS_OK;
-}
-
-static enum gptoss_status bind_vector(struct binder *binder, int64_t num_vectors,
-                                      int64_t num_elements, struct gptoss_vector *out) {
-    return bind_vector_of(binder, FLOAT_DTYPES, num_vectors, num_elements, out);
 }
 
 static enum gptoss_status bind_matrix(struct binder *binder, int64_t num_rows, int64_t num_columns,
@@ -135,7 +132,7 @@ static enum gptoss_status bind_whole_experts(struct binder *binder, uint32_t dty
     return GPTOSS_OK;
 }
 
-/* Gate and up apart, in one format, as the operation demands that multiplies both. */
+/* Gate and up apart, each in a format of its own. */
 static enum gptoss_status bind_gguf_experts(struct binder *binder,
                                             struct gptoss_gpt_oss_layer *layer) {
     const struct gptoss_config *config = binder->config;
@@ -144,15 +141,13 @@ static enum gptoss_status bind_gguf_experts(struct binder *binder,
     spell(binder, "", "", "blk.%d.ffn_gate_exps.weight");
     GPTOSS_TRY(bind_whole_experts(binder, dtypes, intermediate, hidden, &layer->gate_up));
     spell(binder, "", "", "blk.%d.ffn_up_exps.weight");
-    GPTOSS_TRY(
-        bind_whole_experts(binder, 1u << layer->gate_up.dtype, intermediate, hidden, &layer->up));
+    GPTOSS_TRY(bind_whole_experts(binder, dtypes, intermediate, hidden, &layer->up));
     spell(binder, "", "", "blk.%d.ffn_down_exps.weight");
     GPTOSS_TRY(bind_whole_experts(binder, dtypes, hidden, intermediate, &layer->down));
     spell(binder, "", "", "blk.%d.ffn_gate_exps.bias");
     GPTOSS_TRY(bind_vector(binder, config->num_experts, intermediate, &layer->gate_up_bias));
     spell(binder, "", "", "blk.%d.ffn_up_exps.bias");
-    GPTOSS_TRY(bind_vector_of(binder, 1u << layer->gate_up_bias.dtype, config->num_experts,
-                              intermediate, &layer->up_bias));
+    GPTOSS_TRY(bind_vector(binder, config->num_experts, intermediate, &layer->up_bias));
     spell(binder, "", "", "blk.%d.ffn_down_exps.bias");
     return bind_vector(binder, config->num_experts, hidden, &layer->down_bias);
 }

@@ -7,6 +7,7 @@
 
 #include "cpu/bf16_units.h"
 #include "cpu/machine_limits.h"
+#include "numeric/block_formats.h"
 #include "platform/allocator.h"
 #include "python/binding.h"
 
@@ -23,7 +24,8 @@ static const char *const layout_names[GPTOSS_NUM_LAYOUTS] = {
     [GPTOSS_LAYOUT_MXFP4] = "mxfp4",
     [GPTOSS_LAYOUT_MXFP4_GGUF] = "mxfp4_gguf",
     [GPTOSS_LAYOUT_Q8_0] = "q8_0",
-};
+#define NAME_OF(name, NAME, block_bytes) [GPTOSS_LAYOUT_##NAME] = #name,
+    GPTOSS_FOR_BLOCK_FORMATS(NAME_OF)};
 
 /* ---- the list ---- */
 
@@ -118,34 +120,17 @@ static bool holds_floats(const Py_buffer *buffer, int64_t num_floats) {
                  "a float array is too short, or not aligned to 4 bytes");
 }
 
-static int64_t element_bytes(enum gptoss_layout layout) {
-    return layout == GPTOSS_LAYOUT_F32 || layout == GPTOSS_LAYOUT_F32_TRANSPOSED ? 4 : 2;
-}
-
 /* Bytes from the first to the last that the rows before end_row reach, in data and in scales. */
 static void matrix_extent(const struct gptoss_matrix *matrix, int64_t end_row, int64_t *data_out,
                           int64_t *scales_out) {
-    int64_t columns = matrix->num_columns;
-    *scales_out = 0;
-    switch (matrix->layout) {
-    case GPTOSS_LAYOUT_MXFP4:
-        *data_out = (end_row - 1) * matrix->row_bytes + columns / 2;
-        *scales_out = (end_row - 1) * matrix->scale_row_bytes + columns / 32;
-        break;
-    case GPTOSS_LAYOUT_MXFP4_GGUF:
-        *data_out = (end_row - 1) * matrix->row_bytes + columns / 32 * 17;
-        break;
-    case GPTOSS_LAYOUT_Q8_0:
-        *data_out = (end_row - 1) * matrix->row_bytes + columns / 32 * 34;
-        break;
-    case GPTOSS_LAYOUT_F32_TRANSPOSED:
-    case GPTOSS_LAYOUT_F16_TRANSPOSED:
-    case GPTOSS_LAYOUT_BF16_TRANSPOSED:
-        *data_out = (columns - 1) * matrix->row_bytes + end_row * element_bytes(matrix->layout);
-        break;
-    default:
-        *data_out = (end_row - 1) * matrix->row_bytes + columns * element_bytes(matrix->layout);
-    }
+    bool transposed = gptoss_layout_is_transposed(matrix->layout);
+    int64_t num_stored = transposed ? matrix->num_columns : end_row;
+    int64_t width = transposed ? end_row : matrix->num_columns;
+    uint64_t bytes = gptoss_dtype_row_bytes(gptoss_layout_dtype(matrix->layout), (uint64_t)width);
+    *data_out = (num_stored - 1) * matrix->row_bytes + (int64_t)bytes;
+    *scales_out = matrix->layout == GPTOSS_LAYOUT_MXFP4
+                      ? (end_row - 1) * matrix->scale_row_bytes + matrix->num_columns / 32
+                      : 0;
 }
 
 /* A matrix and the rows of it that a kernel is to work on. */
@@ -177,9 +162,8 @@ static bool check_rows(struct rows *rows, const char *layout) {
                 matrix->scale_row_bytes >= 0 && matrix->scale_row_bytes < MAX_COUNT &&
                 rows->first_row >= 0 && rows->first_row < MAX_COUNT && rows->num_rows >= 1 &&
                 rows->num_rows < MAX_COUNT;
-    bool has_blocks =
-        gptoss_layout_is_scaled(matrix->layout) || matrix->layout == GPTOSS_LAYOUT_Q8_0;
-    if (!check(sane && (!has_blocks || matrix->num_columns % 32 == 0), "sizes out of range"))
+    int64_t block = gptoss_dtype_block(gptoss_layout_dtype(matrix->layout));
+    if (!check(sane && matrix->num_columns % block == 0, "sizes out of range"))
         return false;
     matrix_extent(matrix, matrix->num_rows, &data_bytes, &scale_bytes);
     return check(rows->data.len >= data_bytes && rows->scales.len >= scale_bytes,

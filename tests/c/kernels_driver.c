@@ -157,52 +157,57 @@ static uint8_t random_scale(int64_t rarity) {
 
 static const char *const layout_names[] = {
     "f32",   "f16",        "bf16", "f32_transposed", "f16_transposed", "bf16_transposed",
-    "mxfp4", "mxfp4_gguf", "q8_0"};
+    "mxfp4", "mxfp4_gguf", "q8_0", "q4_0",           "q4_1",           "q5_0",
+    "q5_1",  "q2_k",       "q3_k", "q4_k",           "q5_k",           "q6_k"};
 _Static_assert(COUNT(layout_names) == GPTOSS_NUM_LAYOUTS, "a layout without a name");
 
-static bool is_blocks(enum gptoss_layout layout) {
-    return layout == GPTOSS_LAYOUT_Q8_0 || gptoss_layout_is_scaled(layout);
-}
-static bool is_transposed(enum gptoss_layout layout) {
-    return layout >= GPTOSS_LAYOUT_F32_TRANSPOSED && layout <= GPTOSS_LAYOUT_BF16_TRANSPOSED;
-}
-static enum gptoss_dtype dtype_of(enum gptoss_layout layout) {
-    static const enum gptoss_dtype dtypes[] = {GPTOSS_DTYPE_F32, GPTOSS_DTYPE_F16,
-                                               GPTOSS_DTYPE_BF16};
-    return dtypes[layout % 3];
+static int64_t block_of(enum gptoss_layout layout) {
+    return gptoss_dtype_block(gptoss_layout_dtype(layout));
 }
 
 /* The elements of one stored row. */
 static int64_t stored_bytes(enum gptoss_layout layout, int64_t count) {
+    return (int64_t)gptoss_dtype_row_bytes(gptoss_layout_dtype(layout), (uint64_t)count);
+}
+
+/* Where a block's f16 scales begin, and their bytes. */
+static void place_of_halves(enum gptoss_layout layout, int64_t *at, int64_t *num_bytes) {
+    *at = 0;
+    *num_bytes = 2;
     switch (layout) {
-    case GPTOSS_LAYOUT_MXFP4: return count / 2;
-    case GPTOSS_LAYOUT_MXFP4_GGUF: return count / 32 * 17;
-    case GPTOSS_LAYOUT_Q8_0: return count / 32 * 34;
-    default: return count * (dtype_of(layout) == GPTOSS_DTYPE_F32 ? 4 : 2);
+    case GPTOSS_LAYOUT_Q2_K: *at = 80; /* fall through */
+    case GPTOSS_LAYOUT_Q4_1:
+    case GPTOSS_LAYOUT_Q5_1:
+    case GPTOSS_LAYOUT_Q4_K:
+    case GPTOSS_LAYOUT_Q5_K: *num_bytes = 4; break;
+    case GPTOSS_LAYOUT_Q3_K: *at = 108; break;
+    case GPTOSS_LAYOUT_Q6_K: *at = 208; break;
+    default:;
     }
 }
 
 static void fill_stored_row(uint8_t *row, enum gptoss_layout layout, int64_t count,
                             int64_t rarity) {
-    int64_t num_bytes = stored_bytes(layout, count);
-    if (!is_blocks(layout)) {
-        fill_elements(row, num_bytes, dtype_of(layout), rarity);
+    int64_t num_bytes = stored_bytes(layout, count), block = block_of(layout), at, half_bytes;
+    if (block == 1) {
+        fill_elements(row, num_bytes, gptoss_layout_dtype(layout), rarity);
         return;
     }
     for (int64_t i = 0; i < num_bytes; ++i)
         row[i] = (uint8_t)(random_bits() & (rarity == UNDERFLOW ? 0x77 : 0xFF));
-    for (int64_t block = 0; block < count / 32; ++block) {
+    place_of_halves(layout, &at, &half_bytes);
+    for (int64_t i = 0; i < count && layout != GPTOSS_LAYOUT_MXFP4; i += block) {
         if (layout == GPTOSS_LAYOUT_MXFP4_GGUF)
-            row[block * 17] = random_scale(rarity);
-        if (layout == GPTOSS_LAYOUT_Q8_0)
-            fill_elements(row + block * 34, 2, GPTOSS_DTYPE_F16, rarity);
+            row[i / block * 17] = random_scale(rarity);
+        else
+            fill_elements(row + stored_bytes(layout, i) + at, half_bytes, GPTOSS_DTYPE_F16, rarity);
     }
 }
 
 static struct gptoss_matrix random_matrix(enum gptoss_layout layout, int64_t num_rows,
                                           int64_t num_columns, int64_t rarity) {
-    int64_t num_stored = is_transposed(layout) ? num_columns : num_rows;
-    int64_t width = is_transposed(layout) ? num_rows : num_columns;
+    int64_t num_stored = gptoss_layout_is_transposed(layout) ? num_columns : num_rows;
+    int64_t width = gptoss_layout_is_transposed(layout) ? num_rows : num_columns;
     int64_t bytes = stored_bytes(layout, width), row_bytes = bytes + random_below(4);
     int64_t num_blocks = num_columns / 32, scale_row_bytes = num_blocks + random_below(3);
     uint8_t *data = place(WEIGHTS, (num_stored - 1) * row_bytes + bytes), *scales = NULL;
@@ -242,13 +247,18 @@ static const int64_t plain_columns[] = {1,  2,  3,  4,  5,  7,   8,   9,   12,  
                                         48, 49, 63, 64, 65, 100, 127, 128, 129, 200};
 static const int64_t block_columns[] = {32,  64,  96,  128, 160, 192, 224, 256,
                                         288, 384, 416, 512, 544, 640, 736, 768};
+static const int64_t long_block_columns[] = {256, 512, 768};
 static const int64_t row_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 31, 32, 33, 41};
 
 static int num_column_counts(enum gptoss_layout layout) {
-    return is_blocks(layout) ? COUNT(block_columns) : COUNT(plain_columns);
+    return block_of(layout) == 1    ? COUNT(plain_columns)
+           : block_of(layout) == 32 ? COUNT(block_columns)
+                                    : COUNT(long_block_columns);
 }
 static int64_t column_count(enum gptoss_layout layout, int index) {
-    return is_blocks(layout) ? block_columns[index] : plain_columns[index];
+    return block_of(layout) == 1    ? plain_columns[index]
+           : block_of(layout) == 32 ? block_columns[index]
+                                    : long_block_columns[index];
 }
 
 /* Of every three cases one has special values, about one to two rows, and one underflows. */

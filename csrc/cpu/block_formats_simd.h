@@ -1,0 +1,183 @@
+/* The block formats of GGUF (numeric/block_formats.h) for any vector type; include after the
+ * level's simd header, which defines gptoss_vector, gptoss_bytes and what is done with them.
+ *
+ * A block is read in runs of 32 elements, and these in halves of 16: the codes of a half, then
+ * w = s * code, or s * code + o. A block's s and o are computed once, when it is begun. */
+#ifndef GPTOSS_CPU_BLOCK_FORMATS_SIMD_H
+#define GPTOSS_CPU_BLOCK_FORMATS_SIMD_H
+
+#include "cpu/kernels.h"
+#include "numeric/block_formats.h"
+
+enum { RUN = 32, HALF_RUN = 16, MAX_PARTS = 16, VECTORS_A_HALF = HALF_RUN / GPTOSS_VECTOR_LANES };
+
+/* s and o of a block's parts, which are its halves, its runs, or the whole of it. */
+struct factors {
+    float scales[MAX_PARTS], offsets[MAX_PARTS];
+};
+
+typedef void begin_fn(const uint8_t *block, struct factors *factors);
+typedef gptoss_bytes codes_fn(const uint8_t *block, int run, int half);
+
+/* Passed by value to inline functions alone, so that its members are constants there. */
+struct format {
+    begin_fn *begin;
+    codes_fn *codes; /* signed */
+    int block_bytes, num_runs, parts_of_run;
+    bool has_offsets;
+};
+
+/* Sixteen elements of a block. */
+GPTOSS_INLINE void decode_half(struct format format, const uint8_t *block,
+                               const struct factors *factors, int run, int half,
+                               gptoss_vector out[VECTORS_A_HALF]) {
+    gptoss_bytes codes = format.codes(block, run, half);
+    int part = format.parts_of_run == 2 ? 2 * run + half : run;
+    gptoss_vector scale = gptoss_vector_set(factors->scales[part]);
+    for (int i = 0; i < VECTORS_A_HALF; ++i) {
+        gptoss_vector code = gptoss_vector_from_bytes(codes, i);
+        out[i] = format.has_offsets
+                     ? gptoss_vector_fma(code, scale, gptoss_vector_set(factors->offsets[part]))
+                     : gptoss_vector_multiply(code, scale);
+    }
+}
+
+/* out[i] = factor * bytes[i], of the first num_parts. */
+GPTOSS_INLINE void multiply_bytes(gptoss_bytes bytes, float factor, int num_parts,
+                                  float out[MAX_PARTS]) {
+    for (int i = 0; i * GPTOSS_VECTOR_LANES < num_parts; ++i)
+        gptoss_vector_store(
+            out + i * GPTOSS_VECTOR_LANES,
+            gptoss_vector_multiply(gptoss_vector_set(factor), gptoss_vector_from_bytes(bytes, i)));
+}
+
+/* ---- blocks of 32 ---- */
+
+GPTOSS_INLINE void begin_q4_0(const uint8_t *block, struct factors *factors) {
+    factors->scales[0] = gptoss_widen_f16(block);
+}
+GPTOSS_INLINE gptoss_bytes codes_q4_0(const uint8_t *block, int run, int half) {
+    (void)run;
+    return gptoss_bytes_subtract(gptoss_bytes_bits(gptoss_bytes_load(block + 2), 4 * half, 15), 8);
+}
+
+GPTOSS_INLINE void begin_q4_1(const uint8_t *block, struct factors *factors) {
+    factors->scales[0] = gptoss_widen_f16(block);
+    factors->offsets[0] = gptoss_widen_f16(block + 2);
+}
+GPTOSS_INLINE gptoss_bytes codes_q4_1(const uint8_t *block, int run, int half) {
+    (void)run;
+    return gptoss_bytes_bits(gptoss_bytes_load(block + 4), 4 * half, 15);
+}
+
+/* Five bits: nibbles, and the highest of each in 4 bytes before them. */
+GPTOSS_INLINE gptoss_bytes codes_of_5_bits(const uint8_t *high, int half) {
+    gptoss_bytes low = gptoss_bytes_bits(gptoss_bytes_load(high + 4), 4 * half, 15);
+    return gptoss_bytes_join(low, gptoss_bytes_spread(high + 2 * half), 4);
+}
+GPTOSS_INLINE void begin_q5_0(const uint8_t *block, struct factors *factors) {
+    begin_q4_0(block, factors);
+}
+GPTOSS_INLINE gptoss_bytes codes_q5_0(const uint8_t *block, int run, int half) {
+    (void)run;
+    return gptoss_bytes_subtract(codes_of_5_bits(block + 2, half), 16);
+}
+GPTOSS_INLINE void begin_q5_1(const uint8_t *block, struct factors *factors) {
+    begin_q4_1(block, factors);
+}
+GPTOSS_INLINE gptoss_bytes codes_q5_1(const uint8_t *block, int run, int half) {
+    (void)run;
+    return codes_of_5_bits(block + 4, half);
+}
+
+/* ---- blocks of 256 ---- */
+
+/* Two, one or four bits of each element, in bytes that 4, 8 or 2 runs share. */
+GPTOSS_INLINE gptoss_bytes two_bits(const uint8_t *bytes, int run, int half) {
+    gptoss_bytes shared = gptoss_bytes_load(bytes + run / 4 * RUN + half * HALF_RUN);
+    return gptoss_bytes_bits(shared, run % 4 * 2, 3);
+}
+GPTOSS_INLINE gptoss_bytes one_bit(const uint8_t *bytes, int run, int half) {
+    return gptoss_bytes_bits(gptoss_bytes_load(bytes + half * HALF_RUN), run, 1);
+}
+GPTOSS_INLINE gptoss_bytes four_bits(const uint8_t *bytes, int run, int half) {
+    gptoss_bytes shared = gptoss_bytes_load(bytes + run / 2 * RUN + half * HALF_RUN);
+    return gptoss_bytes_bits(shared, run % 2 * 4, 15);
+}
+
+GPTOSS_INLINE void begin_q2_k(const uint8_t *block, struct factors *factors) {
+    gptoss_bytes both = gptoss_bytes_load(block);
+    float scale = gptoss_widen_f16(block + 80), minimum = gptoss_widen_f16(block + 82);
+    multiply_bytes(gptoss_bytes_bits(both, 0, 15), scale, 16, factors->scales);
+    multiply_bytes(gptoss_bytes_bits(both, 4, 15), -minimum, 16, factors->offsets);
+}
+GPTOSS_INLINE gptoss_bytes codes_q2_k(const uint8_t *block, int run, int half) {
+    return two_bits(block + 16, run, half);
+}
+
+GPTOSS_INLINE void begin_q3_k(const uint8_t *block, struct factors *factors) {
+    const uint32_t two = 0x03030303, four = 0x0F0F0F0F;
+    uint32_t stored[3], scales[4];
+    memcpy(stored, block + 96, sizeof stored);
+    scales[0] = (stored[0] & four) | (stored[2] & two) << 4;
+    scales[1] = (stored[1] & four) | (stored[2] >> 2 & two) << 4;
+    scales[2] = (stored[0] >> 4 & four) | (stored[2] >> 4 & two) << 4;
+    scales[3] = (stored[1] >> 4 & four) | (stored[2] >> 6 & two) << 4;
+    gptoss_bytes bytes = gptoss_bytes_load((const uint8_t *)scales);
+    multiply_bytes(gptoss_bytes_subtract(bytes, 32), gptoss_widen_f16(block + 108), 16,
+                   factors->scales);
+}
+GPTOSS_INLINE gptoss_bytes codes_q3_k(const uint8_t *block, int run, int half) {
+    gptoss_bytes low = two_bits(block + 32, run, half), high = one_bit(block, run, half);
+    return gptoss_bytes_subtract(gptoss_bytes_join(low, high, 2), 4);
+}
+
+GPTOSS_INLINE void begin_q4_k(const uint8_t *block, struct factors *factors) {
+    const uint32_t two = 0x03030303, four = 0x0F0F0F0F, six = 0x3F3F3F3F;
+    uint32_t stored[3], scales[4] = {0}, minima[4] = {0};
+    memcpy(stored, block + 4, sizeof stored);
+    scales[0] = stored[0] & six;
+    scales[1] = (stored[2] & four) | (stored[0] >> 6 & two) << 4;
+    minima[0] = stored[1] & six;
+    minima[1] = (stored[2] >> 4 & four) | (stored[1] >> 6 & two) << 4;
+    multiply_bytes(gptoss_bytes_load((const uint8_t *)scales), gptoss_widen_f16(block), 8,
+                   factors->scales);
+    multiply_bytes(gptoss_bytes_load((const uint8_t *)minima), -gptoss_widen_f16(block + 2), 8,
+                   factors->offsets);
+}
+GPTOSS_INLINE gptoss_bytes codes_q4_k(const uint8_t *block, int run, int half) {
+    return four_bits(block + 16, run, half);
+}
+
+GPTOSS_INLINE void begin_q5_k(const uint8_t *block, struct factors *factors) {
+    begin_q4_k(block, factors);
+}
+GPTOSS_INLINE gptoss_bytes codes_q5_k(const uint8_t *block, int run, int half) {
+    return gptoss_bytes_join(four_bits(block + 48, run, half), one_bit(block + 16, run, half), 4);
+}
+
+GPTOSS_INLINE void begin_q6_k(const uint8_t *block, struct factors *factors) {
+    multiply_bytes(gptoss_bytes_load(block + 192), gptoss_widen_f16(block + 208), 16,
+                   factors->scales);
+}
+GPTOSS_INLINE gptoss_bytes codes_q6_k(const uint8_t *block, int run, int half) {
+    gptoss_bytes shared = gptoss_bytes_load(block + run / 4 * 64 + run % 2 * RUN + half * HALF_RUN);
+    gptoss_bytes low = gptoss_bytes_bits(shared, run % 4 / 2 * 4, 15);
+    gptoss_bytes high = two_bits(block + 128, run, half);
+    return gptoss_bytes_subtract(gptoss_bytes_join(low, high, 4), 32);
+}
+
+/* X(name, bytes of a block, runs, parts of a run, whether there are offsets) */
+#define FOR_FORMATS(X)                                                                             \
+    X(q4_0, 18, 1, 1, false)                                                                       \
+    X(q4_1, 20, 1, 1, true)                                                                        \
+    X(q5_0, 22, 1, 1, false)                                                                       \
+    X(q5_1, 24, 1, 1, true)                                                                        \
+    X(q2_k, 84, 8, 2, true)                                                                        \
+    X(q3_k, 110, 8, 2, false)                                                                      \
+    X(q4_k, 144, 8, 1, true)                                                                       \
+    X(q5_k, 176, 8, 1, true)                                                                       \
+    X(q6_k, 210, 8, 2, false)
+#define FORMAT(name, ...) ((struct format){begin_##name, codes_##name, __VA_ARGS__})
+
+#endif

@@ -1,0 +1,37 @@
+/* Sixteen bytes, for codes of fewer bits, on x86; include after the level's simd header. */
+#ifndef GPTOSS_CPU_SIMD_BYTES_X86_H
+#define GPTOSS_CPU_SIMD_BYTES_X86_H
+
+typedef __m128i gptoss_bytes;
+
+GPTOSS_INLINE gptoss_bytes gptoss_bytes_load(const uint8_t *from) {
+    return _mm_loadu_si128((const void *)from);
+}
+/* (byte >> shift) & mask of each; mask has at most 8 - shift bits. */
+GPTOSS_INLINE gptoss_bytes gptoss_bytes_bits(gptoss_bytes a, int shift, int mask) {
+    return _mm_and_si128(_mm_srl_epi16(a, _mm_cvtsi32_si128(shift)), _mm_set1_epi8((char)mask));
+}
+/* low | high << shift of each; no bit leaves its byte. */
+GPTOSS_INLINE gptoss_bytes gptoss_bytes_join(gptoss_bytes low, gptoss_bytes high, int shift) {
+    return _mm_or_si128(low, _mm_sll_epi16(high, _mm_cvtsi32_si128(shift)));
+}
+GPTOSS_INLINE gptoss_bytes gptoss_bytes_subtract(gptoss_bytes a, int b) {
+    return _mm_sub_epi8(a, _mm_set1_epi8((char)b));
+}
+/* The 16 bits of two bytes, lowest first, as 0 or 1. */
+GPTOSS_INLINE gptoss_bytes gptoss_bytes_spread(const uint8_t *two) {
+    const __m128i from = _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const __m128i bits = _mm_set1_epi64x((long long)0x8040201008040201);
+    uint16_t both;
+    memcpy(&both, two, sizeof both);
+    __m128i spread = _mm_shuffle_epi8(_mm_cvtsi32_si128(both), from);
+    return _mm_min_epu8(_mm_and_si128(spread, bits), _mm_set1_epi8(1));
+}
+
+GPTOSS_INLINE float gptoss_widen_f16(const uint8_t *half) {
+    uint16_t bits;
+    memcpy(&bits, half, sizeof bits);
+    return _cvtsh_ss(bits);
+}
+
+#endif
