@@ -10,6 +10,7 @@ the activations.
 from gptoss import _core, blocks, mx
 from gptoss.batch import Completion, forward, generate_batch
 from gptoss.chat import Chat, Reply, ToolCall
+from gptoss.checkpoint import Checkpoint, ListedTensor
 from gptoss.comparison import compare
 from gptoss.conversion import convert
 from gptoss.errors import (
@@ -27,6 +28,7 @@ from gptoss.errors import (
 )
 from gptoss.generation import Generation, Output, TokenLogprob
 from gptoss.generator import Generator
+from gptoss.metadata import Metadata, MetadataInfo
 from gptoss.model import Config, Expert, Model, TensorInfo
 from gptoss.quantization import quantize
 from gptoss.sampling import Draw, Sampling
@@ -39,6 +41,7 @@ __version__ = _core.version()
 __all__ = [
     "ArgumentError",
     "Chat",
+    "Checkpoint",
     "Completion",
     "Config",
     "ContextError",
@@ -50,6 +53,9 @@ __all__ = [
     "Generation",
     "Generator",
     "InUseError",
+    "ListedTensor",
+    "Metadata",
+    "MetadataInfo",
     "Model",
     "NotFoundError",
     "NumericError",

@@ -274,7 +274,7 @@ class Model:
     @property
     def _lacks_tokenizer(self) -> str:
         """Why there is no text, for messages."""
-        hint = " and no vocabulary in the file" if self._metadata else ""
+        hint = " and no vocabulary in the GGUF file" if self._metadata else ""
         return f"{self.path}: there is no tokenizer.json beside the weights{hint}"
 
     @property

@@ -259,9 +259,9 @@ def test_without_a_tokenizer_text_is_refused_with_the_reason(tmp_path: Path) -> 
     with gptoss.Model(path) as model:
         assert model.tokenizer is None
         generator = gptoss.Generator(model)
-        with pytest.raises(gptoss.ArgumentError, match="no vocabulary in the file"):
+        with pytest.raises(gptoss.ArgumentError, match="no vocabulary in the GGUF file"):
             generator.generate("text")
-        with pytest.raises(gptoss.UnsupportedError, match="no vocabulary in the file"):
+        with pytest.raises(gptoss.UnsupportedError, match="no vocabulary in the GGUF file"):
             gptoss.Chat(model)
         assert len(list(generator.generate([1, 2], max_tokens=3))) == 3
 

@@ -1,4 +1,5 @@
-"""`gptoss inspect`: what a checkpoint holds and what it needs, without running it."""
+"""`gptoss inspect`: what a checkpoint holds and what it needs, without running it; of models that
+the engine does not run, what their files say."""
 
 import dataclasses
 import json
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 import gptoss
-from gptoss.cli import console, options
+from gptoss.cli import console, inspect_files, options
 from gptoss.model import Config, TensorInfo
 
 EXAMPLES = (
@@ -22,6 +23,7 @@ EXAMPLES = (
     "gptoss inspect ~/models/gpt-oss-20b --context 32768",
     "gptoss inspect demo --tensors",
     "gptoss inspect ~/models/gpt-oss-20b --check",
+    "gptoss inspect any-model.gguf",
 )
 
 # Rows of a prefill block, and rows that a sliding layer keeps beyond its window.
@@ -90,19 +92,14 @@ def group_tensors(tensors: Iterable[dict[str, Any]]) -> list[Group]:
         key = (name, tensor["dtype"], tuple(tensor["shape"]))
         group = groups.setdefault(key, Group(*key))
         group.count += 1
-        group.num_bytes += tensor["bytes"]
+        group.num_bytes += tensor["bytes"] or 0
     return list(groups.values())
-
-
-def _by_layer(info: TensorInfo) -> list[int | str]:
-    """Sort key that puts layer 10 after layer 9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", info.name)]
 
 
 def describe(model: gptoss.Model, context: int) -> dict[str, Any]:
     """Everything `inspect` shows, as JSON types."""
     config = model.config
-    infos = sorted((model.tensor_info(name) for name in model.tensors), key=_by_layer)
+    infos = [model.tensor_info(name) for name in sorted(model.tensors, key=inspect_files.by_layer)]
     categories = {name: {"tensors": 0, "parameters": 0, "bytes": 0} for name, _ in _CATEGORIES}
     for info in infos:
         total = categories[category_of(info.name)]
@@ -115,8 +112,10 @@ def describe(model: gptoss.Model, context: int) -> dict[str, Any]:
     weights = sum(info.num_bytes for info in infos)
     kv_f16 = kv_bytes(config, context, "f16")
     activations = activation_bytes(config, min(context, _BLOCK_ROWS))
+    checkpoint = gptoss.Checkpoint(model.path)
     return {
         "path": str(model.path),
+        "container": inspect_files.container(checkpoint),
         "config": dataclasses.asdict(config),
         "parameters": total_parameters,
         "active_parameters": round(total_parameters - idle),
@@ -169,7 +168,7 @@ def _tensor_table(facts: dict[str, Any]) -> Table:
             console.visible(tensor["name"]),
             tensor["dtype"],
             _shape(tensor["shape"]),
-            f"{tensor['bytes']:,}",
+            "?" if tensor["bytes"] is None else f"{tensor['bytes']:,}",
             Path(tensor["file"]).name,
             f"{tensor['offset']:,}",
         )
@@ -222,15 +221,23 @@ def _memory_table(facts: dict[str, Any]) -> Table:
 
 
 def _print(out: Console, facts: dict[str, Any], all_tensors: bool) -> None:
-    experts = facts["experts"]
-    out.print(Text(facts["path"], "bold"), soft_wrap=True)
-    for table in (
-        _config_table(facts),
-        _tensor_table(facts) if all_tensors else _group_table(facts),
-        _part_table(facts),
-    ):
+    out.print(Text(console.visible(facts["path"]), "bold"), soft_wrap=True)
+    if "config" not in facts or facts["container"]["metadata"]:
+        inspect_files.print_container(out, facts["container"])
+    tensors = _tensor_table(facts) if all_tensors else _group_table(facts)
+    for table in [_config_table(facts), tensors] if "config" in facts else [tensors]:
         out.print()
         out.print(table)
+    if "config" in facts:
+        _print_model(out, facts)
+    else:
+        inspect_files.print_reason(out, facts)
+
+
+def _print_model(out: Console, facts: dict[str, Any]) -> None:
+    experts = facts["experts"]
+    out.print()
+    out.print(_part_table(facts))
     out.print(
         f"\nA token uses {experts['per_token']} of the {experts['per_layer']} experts in each "
         f"layer: {console.format_count(facts['active_parameters'])} of "
@@ -240,6 +247,15 @@ def _print(out: Console, facts: dict[str, Any], all_tensors: bool) -> None:
     out.print(_memory_table(facts))
     if facts["checked"]:
         out.print("\nEvery weight was read: all are finite.")
+
+
+def _listing(model: str, failure: gptoss.Error) -> dict[str, Any]:
+    """What the files say of a model that does not open; its own failure, if they say nothing."""
+    try:
+        checkpoint = gptoss.Checkpoint(model)
+    except gptoss.Error:
+        raise failure from None
+    return inspect_files.listing(checkpoint, str(failure))
 
 
 def run(
@@ -259,13 +275,21 @@ def run(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show what a checkpoint holds: config, tensors, sizes, memory at a context length."""
-    with gptoss.Model(model) as handle:
-        facts = describe(handle, context or handle.config.max_positions)
+    """Show what a checkpoint holds: config, tensors, sizes, memory at a context length; of GGUF
+    files the metadata; of models that gptoss does not run, what the files say."""
+    try:
+        handle = gptoss.Model(model)
+    except (gptoss.FormatError, gptoss.UnsupportedError) as failure:
         if check:
-            with console.progress_bar("checking", unit="bytes") as progress:
-                handle.verify(progress=progress)
-        facts["checked"] = check
+            raise
+        facts = _listing(model, failure)
+    else:
+        with handle:
+            facts = describe(handle, context or handle.config.max_positions)
+            if check:
+                with console.progress_bar("checking", unit="bytes") as progress:
+                    handle.verify(progress=progress)
+            facts["checked"] = check
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
