@@ -7,10 +7,12 @@ the activations.
         print(out.text, end="")
 """
 
-from gptoss import _core
+from gptoss import _core, blocks, mx
 from gptoss.batch import Completion, forward, generate_batch
 from gptoss.chat import Chat, Reply, ToolCall
 from gptoss.checkpoint import Checkpoint, ListedTensor
+from gptoss.comparison import compare
+from gptoss.conversion import convert
 from gptoss.errors import (
     ArgumentError,
     ContextError,
@@ -28,6 +30,7 @@ from gptoss.generation import Generation, Output, TokenLogprob
 from gptoss.generator import Generator
 from gptoss.metadata import Metadata, MetadataInfo
 from gptoss.model import Config, Expert, Model, TensorInfo
+from gptoss.quantization import quantize
 from gptoss.sampling import Draw, Sampling
 from gptoss.speculation import Speculation, SpeculationStats
 from gptoss.token_generator import TokenGenerator
@@ -69,6 +72,11 @@ __all__ = [
     "Tokenizer",
     "ToolCall",
     "UnsupportedError",
+    "blocks",
+    "compare",
+    "convert",
     "forward",
     "generate_batch",
+    "mx",
+    "quantize",
 ]

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +34,21 @@ ALIGNMENT = 32
 TYPES = {
     "F32": (0, 1, 4),
     "F16": (1, 1, 2),
+    "Q4_0": (2, 32, 18),
+    "Q4_1": (3, 32, 20),
+    "Q5_0": (6, 32, 22),
+    "Q5_1": (7, 32, 24),
     "Q8_0": (8, 32, 34),
+    "Q2_K": (10, 256, 84),
+    "Q3_K": (11, 256, 110),
+    "Q4_K": (12, 256, 144),
+    "Q5_K": (13, 256, 176),
+    "Q6_K": (14, 256, 210),
+    "I8": (24, 1, 1),
+    "I16": (25, 1, 2),
+    "I32": (26, 1, 4),
+    "I64": (27, 1, 8),
+    "F64": (28, 1, 8),
     "BF16": (30, 1, 2),
     "MXFP4": (39, 32, 17),
 }
@@ -261,6 +275,20 @@ def metadata(
 
 # ---- the file ----
 
+
+class Placed(Protocol):
+    """What the header tells of a tensor; type is a key of TYPES."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+
 _SCALARS = {
     **{_UINT8: "<B", _INT8: "<b", _UINT16: "<H", _INT16: "<h", _UINT32: "<I", _INT32: "<i"},
     **{_FLOAT32: "<f", _BOOL: "<?", _UINT64: "<Q", _INT64: "<q", _FLOAT64: "<d"},
@@ -282,11 +310,11 @@ def _value(kind: int, value: Any) -> bytes:
     return struct.pack(_SCALARS[kind], value)
 
 
-def _padding(num_bytes: int) -> int:
+def padding(num_bytes: int) -> int:
     return -num_bytes % ALIGNMENT
 
 
-def header(values: dict[str, tuple[int, Any]], tensors: list[Tensor]) -> bytes:
+def header(values: Mapping[str, tuple[int, Any]], tensors: Sequence[Placed]) -> bytes:
     """Everything before the first tensor's data."""
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(values))]
     for key, (kind, value) in values.items():
@@ -296,9 +324,9 @@ def header(values: dict[str, tuple[int, Any]], tensors: list[Tensor]) -> bytes:
         dims = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
         place = struct.pack("<IQ", TYPES[tensor.type][0], offset)
         parts.append(_string(tensor.name) + dims + place)
-        offset += tensor.num_bytes + _padding(tensor.num_bytes)
+        offset += tensor.num_bytes + padding(tensor.num_bytes)
     text = b"".join(parts)
-    return text + bytes(_padding(len(text)))
+    return text + bytes(padding(len(text)))
 
 
 def write_gguf(
@@ -341,7 +369,7 @@ def write_gguf(
                     if progress is not None:
                         progress(done, total)
                 assert file.tell() - start == tensor.num_bytes, tensor.name
-                file.write(bytes(_padding(tensor.num_bytes)))
+                file.write(bytes(padding(tensor.num_bytes)))
         os.rename(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

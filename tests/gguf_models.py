@@ -83,64 +83,6 @@ def convert(directory: Path, path: Path, dense: str) -> Path:
     return path
 
 
-# ---- any type for any tensor, by the gguf package ----
-
-K_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-BLOCK_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", *K_TYPES)
-
-
-def random_k_blocks(rng: np.random.Generator, type_name: str, shape: Shape, std: float) -> Array:
-    """(..., bytes) of random codes and scales whose weights have about that deviation; gguf does
-    not quantise to these types."""
-    type_ = gguf.GGMLQuantizationType[type_name]
-    block, block_bytes = gguf.GGML_QUANT_SIZES[type_]
-    blocks = rng.integers(0, 256, (*shape[:-1], shape[-1] // block, block_bytes), np.uint8)
-
-    def with_scale(scale: float) -> Array:
-        middle = {"Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}.get(type_name, 0.0)
-        for at, half in zip(HALVES[type_name.lower()], (scale, scale * middle), strict=False):
-            blocks[..., at : at + 2] = np.array([half], np.float16).view(np.uint8)
-        return blocks.reshape(*shape[:-1], -1)
-
-    return with_scale(std / gguf.quants.dequantize(with_scale(1.0), type_).std())
-
-
-def encode(rng: np.random.Generator, values: Array, type_name: str) -> Array:
-    """The values as a type, or for k types others of the same deviation."""
-    if type_name in K_TYPES:
-        return random_k_blocks(rng, type_name, values.shape, float(values.std()))
-    return gguf.quants.quantize(values, gguf.GGMLQuantizationType[type_name])
-
-
-def write_types(
-    path: Path, spec: Spec, rng: np.random.Generator, choose: Callable[[write_gguf.Tensor], str]
-) -> Path:
-    """A model whose every tensor has the type that `choose` names. The spec's experts are not
-    MXFP4."""
-    weights, config = Weights(random_tensors(spec, rng)), hf_config(spec)
-    writer = gguf.GGUFWriter(path, "gpt-oss")
-    for key, (kind, value) in write_gguf.metadata(config, path.stem).items():
-        is_array = kind == gguf.GGUFValueType.ARRAY
-        of, value = value if is_array else (None, value)
-        if key != "general.architecture":
-            of = None if of is None else gguf.GGUFValueType(of)
-            writer.add_key_value(key, value, gguf.GGUFValueType(kind), of)
-    for tensor in write_gguf.plan_tensors(config, "F32", "F32"):
-        data = b"".join(write_gguf.encoded(tensor, weights))
-        values = np.frombuffer(data, np.float32).reshape(tensor.shape)
-        type_name = choose(tensor)
-        writer.add_tensor(
-            tensor.name,
-            encode(rng, values, type_name),
-            raw_dtype=gguf.GGMLQuantizationType[type_name],
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 # ---- files as other programs write them ----
 
 Values = dict[str, tuple[int, Any]]
@@ -197,6 +139,64 @@ def write_parts(
         chosen = tensors[part * step : (part + 1) * step]
         paths.append(write_raw(path, (values if part == 0 else {}) | split, chosen))
     return paths
+
+
+# ---- any type for any tensor, by the gguf package ----
+
+K_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+BLOCK_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", *K_TYPES)
+
+
+def random_k_blocks(rng: np.random.Generator, type_name: str, shape: Shape, std: float) -> Array:
+    """(..., bytes) of random codes and scales whose weights have about that deviation; gguf does
+    not quantise to these types."""
+    type_ = gguf.GGMLQuantizationType[type_name]
+    block, block_bytes = gguf.GGML_QUANT_SIZES[type_]
+    blocks = rng.integers(0, 256, (*shape[:-1], shape[-1] // block, block_bytes), np.uint8)
+
+    def with_scale(scale: float) -> Array:
+        middle = {"Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}.get(type_name, 0.0)
+        for at, half in zip(HALVES[type_name.lower()], (scale, scale * middle), strict=False):
+            blocks[..., at : at + 2] = np.array([half], np.float16).view(np.uint8)
+        return blocks.reshape(*shape[:-1], -1)
+
+    return with_scale(std / gguf.quants.dequantize(with_scale(1.0), type_).std())
+
+
+def encode(rng: np.random.Generator, values: Array, type_name: str) -> Array:
+    """The values as a type, or for k types others of the same deviation."""
+    if type_name in K_TYPES:
+        return random_k_blocks(rng, type_name, values.shape, float(values.std()))
+    return gguf.quants.quantize(values, gguf.GGMLQuantizationType[type_name])
+
+
+def write_types(
+    path: Path, spec: Spec, rng: np.random.Generator, choose: Callable[[write_gguf.Tensor], str]
+) -> Path:
+    """A model whose every tensor has the type that `choose` names. The spec's experts are not
+    MXFP4."""
+    weights, config = Weights(random_tensors(spec, rng)), hf_config(spec)
+    writer = gguf.GGUFWriter(path, "gpt-oss")
+    for key, (kind, value) in write_gguf.metadata(config, path.stem).items():
+        is_array = kind == gguf.GGUFValueType.ARRAY
+        of, value = value if is_array else (None, value)
+        if key != "general.architecture":
+            of = None if of is None else gguf.GGUFValueType(of)
+            writer.add_key_value(key, value, gguf.GGUFValueType(kind), of)
+    for tensor in write_gguf.plan_tensors(config, "F32", "F32"):
+        data = b"".join(write_gguf.encoded(tensor, weights))
+        values = np.frombuffer(data, np.float32).reshape(tensor.shape)
+        type_name = choose(tensor)
+        writer.add_tensor(
+            tensor.name,
+            encode(rng, values, type_name),
+            raw_dtype=gguf.GGMLQuantizationType[type_name],
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 # ---- reading ----

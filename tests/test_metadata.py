@@ -199,13 +199,13 @@ def test_sizes_of_formats_that_are_only_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "number", "expected"),
     [
-        ((3, 255), 12, ("Q4_K", None)),
-        ((), 12, ("Q4_K", None)),
-        ((2**31, 2**31, 256), 12, ("Q4_K", None)),
-        ((2**62,), 12, ("Q4_K", None)),
+        ((3, 255), 23, ("IQ4_XS", None)),
+        ((), 23, ("IQ4_XS", None)),
+        ((2**31, 2**31, 256), 23, ("IQ4_XS", None)),
+        ((2**62,), 23, ("IQ4_XS", None)),
         ((7,), 42, ("Q2_0", None)),
         ((7,), 999, ("unknown", None)),
-        ((2, 256), 12, ("Q4_K", 288)),
+        ((2, 256), 23, ("IQ4_XS", 272)),
     ],
 )
 def test_shapes_of_formats_that_are_only_listed(

@@ -139,6 +139,11 @@ PyObject *gptoss_python_forward(PyObject *module, PyObject *arguments);
 PyObject *gptoss_python_sample(PyObject *module, PyObject *arguments);
 PyObject *gptoss_python_top_logprobs(PyObject *module, PyObject *arguments);
 
+/* ---- formats.c ---- */
+
+/* Adds the functions that encode and decode number formats. 0, or -1 with an exception. */
+int gptoss_python_add_formats(PyObject *module);
+
 /* ---- kernels.c ---- */
 
 /* Adds the functions that list and test kernels. 0, or -1 with an exception. */

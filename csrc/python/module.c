@@ -109,6 +109,8 @@ static int execute(PyObject *module) {
     state->generator_type = add_type(module, &gptoss_python_generator_spec);
     if (state->generator_type == NULL)
         return -1;
+    if (gptoss_python_add_formats(module) != 0)
+        return -1;
     return gptoss_python_add_kernels(module);
 }
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import gptoss
-from gptoss.cli import bench, chat, console, doctor, generate
+from gptoss.cli import bench, chat, compare, console, convert, doctor, generate, quantize
 from gptoss.cli import inspect as inspect_verb
 from gptoss.cli.help import Command, Group
 
@@ -24,6 +24,9 @@ VERBS: dict[str, ModuleType] = {
     "chat": chat,
     "bench": bench,
     "inspect": inspect_verb,
+    "convert": convert,
+    "quantize": quantize,
+    "compare": compare,
     "doctor": doctor,
 }
 

@@ -1,0 +1,266 @@
+"""gpt-oss between the layouts that models come in: GGUF for llama.cpp, Hugging Face's safetensors.
+
+    gptoss.convert("~/models/gpt-oss-20b", "gpt-oss-20b.gguf")
+    gptoss.convert("gpt-oss-20b.gguf", "gpt-oss-20b-hf")
+
+No weight changes but where the other layout cannot store it, which the report says. Weights are
+read and written a piece at a time, so memory use does not depend on the model's size.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss import write_gguf
+from gptoss.errors import ArgumentError, UnsupportedError, refuse_unknown_options
+from gptoss.model import Config, Model
+from gptoss.output import check_output, complete_file
+from gptoss.weights import Array, Checkpoint, Weight, in_order
+from gptoss.write_gguf import TYPES
+from gptoss.write_hugging_face import (
+    hugging_face_config,
+    write_hugging_face,
+    yarn_attention_factor,
+)
+
+Progress = Callable[[int, int], object]
+Metadata = dict[str, tuple[int, Any]]  # key -> (GGUF's number of the type, value)
+
+LAYOUTS = ("gguf", "hf")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    formats: tensors of each format. source_bytes, output_bytes: of tensors. notes: sentences on
+    what is not as it was or as asked for.
+    """
+
+    path: Path
+    formats: dict[str, int]
+    source_bytes: int
+    output_bytes: int
+    notes: tuple[str, ...]
+
+
+@refuse_unknown_options
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    to: str | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Writes gpt-oss in another layout.
+
+    To GGUF, dense weights and experts keep their format, MXFP4 in llama.cpp's order of nibbles;
+    norms, biases, sinks and routers become F32, which llama.cpp demands; the tokenizer becomes
+    metadata, and from GGUF tokenizer.json again. To Hugging Face's layout,
+    F32 becomes BF16 where that changes no value, and blocks that it does not know are decoded and
+    rounded to BF16. Hugging Face to GGUF and back gives the same bytes in every tensor.
+
+    Args:
+        source: a model as Model takes it: a directory in Hugging Face's or the original layout, a
+            .safetensors or .gguf file, "demo", a name in the Hugging Face cache.
+        output: the .gguf file, or the directory, to be made.
+        to: "gguf" or "hf"; by default "gguf" if output ends in .gguf, else "hf".
+        force: replace an output that exists. A directory is replaced only if it holds nothing but
+            the files of a model.
+        threads: by default one for each processor.
+        progress: called with (done, total) bytes; may raise to stop.
+
+    Raises ArgumentError, FileError, FormatError; UnsupportedError for what GGUF cannot express.
+    Whatever is raised, nothing is left behind.
+    """
+    target = Path(output).expanduser()
+    to = to or ("gguf" if target.suffix == ".gguf" else "hf")
+    if to not in LAYOUTS:
+        raise ArgumentError(f"to must be 'gguf' or 'hf', not {to!r}")
+    checkpoint = Checkpoint(source)
+    if to == "hf":
+        return _to_hugging_face(checkpoint, target, force, threads, progress)
+    weights = checkpoint.weights()
+    plan = [Planned(weight, gguf_format(checkpoint, weight)) for weight in weights]
+    return write_planned(checkpoint, plan, target, force, threads, progress, notes=())
+
+
+def _to_hugging_face(
+    checkpoint: Checkpoint,
+    output: Path,
+    force: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> Report:
+    with Model(checkpoint.path, threads=1) as model:
+        config, tokenizer = model.config, model.tokenizer
+    formats, num_bytes, notes = write_hugging_face(
+        checkpoint, config, tokenizer, output, force=force, threads=threads, progress=progress
+    )
+    source_bytes = sum(weight.num_bytes for weight in checkpoint.weights())
+    return Report(output, formats, source_bytes, num_bytes, notes)
+
+
+# ---- GGUF ----
+
+# What llama.cpp demands in F32, by the ends of names, and what is never quantised unasked.
+F32_ENDS = (".bias", "_norm.weight", "attn_sinks.weight", "ffn_gate_inp.weight")
+
+
+def gguf_format(checkpoint: Checkpoint, weight: Weight) -> str:
+    """The format of a weight in GGUF if nothing else is asked for."""
+    if not checkpoint.is_gguf and weight.name.endswith(F32_ENDS):
+        return "F32"
+    return weight.format
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A weight and the format to store it in; what write_gguf.header wants to know."""
+
+    weight: Weight
+    type: str
+
+    @property
+    def name(self) -> str:
+        return self.weight.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @property
+    def num_bytes(self) -> int:
+        _, block, block_bytes = TYPES[self.type]
+        return math.prod(self.shape) // block * block_bytes
+
+
+def write_planned(
+    checkpoint: Checkpoint,
+    plan: Sequence[Planned],
+    output: Path,
+    force: bool,
+    threads: int | None,
+    progress: Progress | None,
+    notes: tuple[str, ...],
+) -> Report:
+    """Writes a GGUF file of planned weights."""
+    total = sum(planned.num_bytes for planned in plan)
+    values = _metadata(checkpoint, plan, output)
+    header = write_gguf.header(values, plan)
+    if not any(key in values for key in ("tokenizer.ggml.merges", "tokenizer.ggml.scores")):
+        notes = (*notes, f"no tokenizer is beside {checkpoint.path}: the file has no vocabulary")
+    inputs = [checkpoint.path, *checkpoint.files]
+    needed = len(header) + sum(p.num_bytes + write_gguf.padding(p.num_bytes) for p in plan)
+    check_output(output, needed, inputs, force=force, is_directory=False)
+    done = 0
+    with complete_file(output) as file:
+        file.write(header)
+        for data, end in in_order(_jobs(plan), threads):
+            file.write(data.data)
+            done += data.nbytes
+            file.write(bytes(end))
+            if progress is not None:
+                progress(done, total)
+    source_bytes = sum(planned.weight.num_bytes for planned in plan)
+    formats = dict(Counter(planned.type for planned in plan).most_common())
+    return Report(output, formats, source_bytes, total, notes)
+
+
+def _encode(piece: Weight, format: str, end: int) -> tuple[Array, int]:
+    return np.ascontiguousarray(piece.encoded(format)).view(np.uint8), end
+
+
+def _jobs(plan: Sequence[Planned]) -> Iterator[Callable[[], tuple[Array, int]]]:
+    """Pieces in the order of the file, with the padding that follows each."""
+    for planned in plan:
+        left = math.prod(planned.shape)
+        for piece in planned.weight.pieces():
+            left -= math.prod(piece.shape)
+            end = write_gguf.padding(planned.num_bytes) if left == 0 else 0
+            yield functools.partial(_encode, piece, planned.type, end)
+
+
+# ---- metadata ----
+
+# general.file_type of llama.cpp, by the format of most weights.
+_FILE_TYPES = {
+    **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10},
+    **{"Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "BF16": 32, "MXFP4": 38},
+}
+_KINDS = {
+    **{"u8": 0, "i8": 1, "u16": 2, "i16": 3, "u32": 4, "i32": 5, "f32": 6, "bool": 7, "str": 8},
+    **{"u64": 10, "i64": 11, "f64": 12},
+}
+_UINT32, _STRING, _ARRAY = 4, 8, 9
+_DROPPED = ("general.alignment", "general.file_type", "split.")  # said anew, or no longer so
+
+
+def _metadata(checkpoint: Checkpoint, plan: Sequence[Planned], output: Path) -> Metadata:
+    sizes: Counter[str] = Counter()
+    for planned in plan:
+        sizes[planned.type] += planned.num_bytes
+    file_type = (_UINT32, _FILE_TYPES.get(sizes.most_common(1)[0][0] if sizes else "F32", 0))
+    if checkpoint.is_gguf:
+        return _copied_metadata(checkpoint) | {"general.file_type": file_type}
+    with Model(checkpoint.path, threads=1) as model:
+        config, tokenizer = model.config, model.tokenizer
+    _require_expressible(config)
+    values = write_gguf.metadata(hugging_face_config(config), output.stem, tokenizer)
+    if tokenizer is None:  # no stand-in for what a model is used with
+        values = {key: value for key, value in values.items() if not key.startswith("tokenizer.")}
+        values["tokenizer.ggml.model"] = (_STRING, "none")
+        values["gpt-oss.vocab_size"] = (_UINT32, config.vocab_size)
+    return values | {"general.file_type": file_type}
+
+
+def _copied_metadata(checkpoint: Checkpoint) -> Metadata:
+    values: Metadata = {"general.quantization_version": (_UINT32, 2)}
+    for key, value in checkpoint.metadata.items():
+        if key.startswith(_DROPPED):
+            continue
+        info = checkpoint.metadata.info(key)
+        kind = _KINDS[info.type]
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        values[key] = (kind, value) if info.length is None else (_ARRAY, (kind, value))
+    return values
+
+
+def _require_expressible(config: Config) -> None:
+    """UnsupportedError for what llama.cpp's metadata of gpt-oss has no words for: a converted model
+    would compute something else."""
+    alternating = tuple(
+        "full_attention" if layer % 2 else "sliding_attention" for layer in range(config.num_layers)
+    )
+    for name, found, expected in (
+        ("architecture", config.architecture, "gpt_oss"),
+        ("layer_types", config.layer_types, alternating),
+        ("attention_bias", config.attention_bias, True),
+        ("swiglu_limit", config.swiglu_limit, 7.0),
+        ("swiglu_alpha", config.swiglu_alpha, 1.702),
+        ("rope truncate", config.rope_truncate, False),
+    ):
+        if found != expected:
+            raise UnsupportedError(
+                f"GGUF cannot say that {name} is {found}: it is always {expected} there",
+                expected=str(expected),
+                found=str(found),
+            )
+    factor = yarn_attention_factor(config)
+    if not math.isclose(config.rope_attention_factor, factor):
+        raise UnsupportedError(
+            f"GGUF cannot say that the rope attention factor is {config.rope_attention_factor}: it "
+            f"follows from the scaling factor there, {factor}"
+        )

@@ -1,0 +1,286 @@
+"""The weights of a checkpoint under llama.cpp's names, whatever its layout, piece by piece.
+
+What Hugging Face and the original release keep together (query, key and value; gate and up) is
+apart here, each a view of the mapped file, so that a weight costs nothing until a piece of it is
+read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gptoss import _core, blocks
+from gptoss.errors import FormatError, NumericError, UnsupportedError, require_integer
+from gptoss.locate import locate
+from gptoss.metadata import Metadata
+from gptoss.model import BLOCKS, DTYPES, Model
+from gptoss.write_gguf import pack_mxfp4
+
+Array = npt.NDArray[Any]
+T = TypeVar("T")
+
+_PIECE_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight, or rows of one.
+
+    name: llama.cpp's. format: "F32", "BF16", "Q8_0", "MXFP4", ... source: the tensor it is, or is a
+    part of, in its file. data: (..., width) of the plain formats, (..., blocks, bytes of a block)
+    of the others; MXFP4 as Hugging Face has it is (..., blocks, 16) and its scales (..., blocks).
+    """
+
+    name: str
+    format: str
+    source: str
+    data: Array
+    scales: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In elements, the slowest axis first."""
+        if self.format not in BLOCKS:
+            return self.data.shape
+        return (*self.data.shape[:-2], self.data.shape[-2] * BLOCKS[self.format][0])
+
+    @property
+    def num_bytes(self) -> int:
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def pieces(self) -> Iterator[Weight]:
+        """The weight in order, rows of its last axis but one, bounded in size; a vector as one."""
+        shape = self.shape
+        if len(shape) < 2:
+            yield self
+            return
+        rows = max(1, _PIECE_ELEMENTS // max(1, shape[-1]))
+        for lead in np.ndindex(shape[:-2]):
+            for first in range(0, shape[-2], rows):
+                at = (*lead, slice(first, first + rows))
+                scales = None if self.scales is None else self.scales[at]
+                yield replace(self, data=self.data[at], scales=scales)
+
+    def floats(self) -> npt.NDArray[np.float32]:
+        """Decoded, of its shape."""
+        return blocks.decode(self.blocks(), self.format)
+
+    def blocks(self) -> Array:
+        """As GGUF stores it."""
+        return self.data if self.scales is None else pack_mxfp4(self.data, self.scales)
+
+    def planes(self) -> tuple[Array, Array]:
+        """MXFP4 as Hugging Face stores it: codes (..., blocks, 16) and scales (..., blocks)."""
+        if self.scales is not None:
+            return self.data, self.scales
+        return unpack_mxfp4(self.data)
+
+    def encoded(self, format: str) -> Array:
+        """In a format of GGUF; unchanged where that is its own. NumericError names the weight."""
+        if format == self.format:
+            return self.blocks()
+        try:
+            return blocks.encode(self.floats(), format)
+        except NumericError as error:
+            raise NumericError(f"{self.source}: {error}", tensor=self.source) from None
+
+
+def unpack_mxfp4(packed: Array) -> tuple[Array, Array]:
+    """What write_gguf.pack_mxfp4 packed: (..., 17) to (..., 16) and (...)."""
+    even, odd = packed[..., 1::2], packed[..., 2::2]
+    codes = np.empty((*packed.shape[:-1], 16), np.uint8)
+    codes[..., :8] = (even & 15) | (odd << 4)
+    codes[..., 8:] = (even >> 4) | (odd & 0xF0)
+    return codes, packed[..., 0]
+
+
+def in_order(jobs: Iterable[Callable[[], T]], threads: int | None = None) -> Iterator[T]:
+    """The results of jobs, in their order, computed by several threads a little ahead."""
+    count = _core.usable_cpus() if threads is None else require_integer("threads", threads, 1)
+    pending: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            for job in jobs:
+                pending.append(pool.submit(job))
+                if len(pending) > 2 * count:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+# ---- checkpoints ----
+
+
+class Checkpoint:
+    """The files of a model and their weights, without the model.
+
+    path: as Model takes it. is_gguf: a GGUF file, of any architecture. Raises FileError and
+    FormatError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = locate(path)
+        core = _core.Checkpoint(self.path)
+        self.is_gguf = core.gguf_version > 0
+        self.files = [Path(file) for file, _ in core.files()]
+        self.metadata = Metadata(core)
+        self._maps = {file: np.memmap(file, np.uint8, "r") for file in self.files}
+        self._table = {entry[0]: entry[1:] for entry in core.tensors()}
+
+    def weights(self) -> list[Weight]:
+        """The weights, of GGUF in the order of the file, of gpt-oss in other layouts in the order
+        that llama.cpp's converter writes them. FormatError, UnsupportedError."""
+        if self.is_gguf:
+            placed = sorted(self._table, key=lambda name: self._table[name][3:])
+            return [self._tensor(name, name) for name in placed]
+        return list(_GptOss(self).weights())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._table
+
+    @property
+    def names(self) -> Iterable[str]:
+        return self._table
+
+    def _tensor(self, name: str, source: str) -> Weight:
+        """A tensor of the file as the weight of a name."""
+        if source not in self._table:
+            raise FormatError(
+                f"{self.path}: there is no tensor {source}; gptoss converts the gpt-oss models",
+                file=str(self.path),
+                tensor=source,
+            )
+        format, shape, num_bytes, file, offset = self._table[source]
+        if format not in DTYPES and format not in BLOCKS:
+            raise UnsupportedError(
+                f"{file}: {source} is stored as {format}, which is not read",
+                file=file,
+                tensor=source,
+            )
+        raw = self._maps[Path(file)][offset : offset + (num_bytes or 0)]
+        if format in BLOCKS:
+            elements, block_bytes = BLOCKS[format]
+            data = raw.reshape(*shape[:-1], shape[-1] // elements, block_bytes)
+        else:
+            # The file may not align it.
+            data = np.ndarray(shape, DTYPES[format], raw)
+        return Weight(name, format, source, data)
+
+
+# llama.cpp's name, Hugging Face's, the original one.
+_GLOBAL = (
+    ("token_embd.weight", "model.embed_tokens.weight", "embedding.weight"),
+    ("output_norm.weight", "model.norm.weight", "norm.scale"),
+    ("output.weight", "lm_head.weight", "unembedding.weight"),
+)
+_LAYER = (
+    ("attn_norm.weight", "input_layernorm.weight", "attn.norm.scale"),
+    ("attn_q.weight", "self_attn.q_proj.weight", "attn.qkv.weight"),
+    ("attn_q.bias", "self_attn.q_proj.bias", "attn.qkv.bias"),
+    ("attn_k.weight", "self_attn.k_proj.weight", "attn.qkv.weight"),
+    ("attn_k.bias", "self_attn.k_proj.bias", "attn.qkv.bias"),
+    ("attn_v.weight", "self_attn.v_proj.weight", "attn.qkv.weight"),
+    ("attn_v.bias", "self_attn.v_proj.bias", "attn.qkv.bias"),
+    ("attn_output.weight", "self_attn.o_proj.weight", "attn.out.weight"),
+    ("attn_output.bias", "self_attn.o_proj.bias", "attn.out.bias"),
+    ("attn_sinks.weight", "self_attn.sinks", "attn.sinks"),
+    ("post_attention_norm.weight", "post_attention_layernorm.weight", "mlp.norm.scale"),
+    ("ffn_gate_inp.weight", "mlp.router.weight", "mlp.gate.weight"),
+    ("ffn_gate_inp.bias", "mlp.router.bias", "mlp.gate.bias"),
+)
+_EXPERTS = (
+    ("ffn_gate_exps", "gate_up_proj", "mlp1", slice(0, None, 2)),
+    ("ffn_up_exps", "gate_up_proj", "mlp1", slice(1, None, 2)),
+    ("ffn_down_exps", "down_proj", "mlp2", slice(None)),
+)
+
+
+def hugging_face_names(num_layers: int) -> dict[str, str]:
+    """llama.cpp's name -> Hugging Face's, of all weights of gpt-oss but the experts'."""
+    names = {gguf: hf for gguf, hf, _ in _GLOBAL}
+    for layer in range(num_layers):
+        for gguf, hf, _ in _LAYER:
+            names[f"blk.{layer}.{gguf}"] = f"model.layers.{layer}.{hf}"
+    return names
+
+
+class _GptOss:
+    """gpt-oss in the Hugging Face or the original layout."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._is_original = "embedding.weight" in checkpoint
+        with Model(checkpoint.path, threads=1) as model:
+            self._config = model.config
+        if self._config.architecture != "gpt_oss":
+            raise UnsupportedError(
+                f"{checkpoint.path}: weights of {self._config.architecture} are read from GGUF "
+                "files alone, not from safetensors"
+            )
+
+    def weights(self) -> Iterator[Weight]:
+        first, *last = _GLOBAL
+        yield self._global(*first)
+        for layer in range(self._config.num_layers):
+            prefix = f"block.{layer}." if self._is_original else f"model.layers.{layer}."
+            for name, hf, original in _LAYER:
+                weight = self._checkpoint._tensor(
+                    f"blk.{layer}.{name}", prefix + (original if self._is_original else hf)
+                )
+                yield self._part(weight, name) if ".qkv." in weight.source else weight
+            for expert in _EXPERTS:
+                yield from self._experts(f"blk.{layer}.", prefix, *expert)
+        for names in last:
+            yield self._global(*names)
+
+    def _global(self, name: str, hf: str, original: str) -> Weight:
+        source = original if self._is_original else hf
+        if name == "output.weight" and source not in self._checkpoint:  # tied
+            source = "embedding.weight" if self._is_original else "model.embed_tokens.weight"
+        return self._checkpoint._tensor(name, source)
+
+    def _part(self, weight: Weight, name: str) -> Weight:
+        """The rows of query, key or value."""
+        config = self._config
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        first, count = {"q": (0, queries), "k": (queries, keys), "v": (queries + keys, keys)}[
+            name.removeprefix("attn_")[0]
+        ]
+        return replace(weight, data=weight.data[first : first + count])
+
+    def _experts(
+        self, to: str, prefix: str, name: str, hf: str, original: str, part: slice
+    ) -> Iterator[Weight]:
+        take, source = self._checkpoint._tensor, f"{prefix}mlp.experts.{hf}"
+        planes, bias = (f"{source}_blocks", f"{source}_scales"), f"{source}_bias"
+        if self._is_original:
+            source = f"{prefix}mlp.{original}_weight"
+            planes, bias = (f"{source}.blocks", f"{source}.scales"), f"{prefix}mlp.{original}_bias"
+        name = to + name
+        if planes[0] in self._checkpoint:
+            codes, scales = (take(name, plane).data[:, part] for plane in planes)
+            yield Weight(f"{name}.weight", "MXFP4", planes[0], codes, scales)
+        else:
+            weight = take(f"{name}.weight", source)
+            # Hugging Face stores (experts, inputs, outputs).
+            data = weight.data if self._is_original else weight.data.swapaxes(1, 2)
+            yield replace(weight, data=data[:, part])
+        weight = take(f"{name}.bias", bias)
+        yield replace(weight, data=weight.data[:, part])
+
+
+def elements(weights: Iterable[Weight]) -> int:
+    return sum(math.prod(weight.shape) for weight in weights)

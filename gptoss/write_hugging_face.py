@@ -1,0 +1,329 @@
+"""Write gpt-oss in Hugging Face's layout: config.json and one model.safetensors."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import shutil
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from gptoss.blocks import PLAIN
+from gptoss.errors import FormatError, UnsupportedError
+from gptoss.model import DTYPES, Config
+from gptoss.output import MODEL_FILES, check_output, complete_directory
+from gptoss.tokenizer import Tokenizer
+from gptoss.weights import Checkpoint, Weight, hugging_face_names, in_order
+
+Array = npt.NDArray[Any]
+Job = Callable[[], Array]
+Progress = Callable[[int, int], object]
+
+_BESIDE = MODEL_FILES - {"config.json", "model.safetensors"}
+_QUANTIZATION = {
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
+    "quant_method": "mxfp4",
+}
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """format: safetensors' dtype. jobs: make its bytes, in order."""
+
+    name: str
+    format: str
+    shape: tuple[int, ...]
+    jobs: Callable[[], Iterator[Job]]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.format].itemsize
+
+
+def write_hugging_face(
+    checkpoint: Checkpoint,
+    config: Config,
+    tokenizer: Tokenizer | None,
+    output: Path,
+    *,
+    force: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> tuple[dict[str, int], int, tuple[str, ...]]:
+    """Writes the directory; returns tensors of each dtype, bytes of tensors and notes. The files of
+    the tokenizer are copied, or made from what a GGUF file holds."""
+    if config.architecture != "gpt_oss":
+        raise UnsupportedError(f"{checkpoint.path}: {config.architecture} is written as GGUF alone")
+    weights = {weight.name: weight for weight in checkpoint.weights()}
+    tensors = list(_plan(weights, config))
+    total = sum(tensor.num_bytes for tensor in tensors)
+    header = _header(tensors)
+    inputs = [checkpoint.path, *checkpoint.files]
+    check_output(output, total + len(header), inputs, force=force, is_directory=True)
+    done = 0
+    with complete_directory(output) as directory:
+        with open(directory / "model.safetensors", "xb") as file:
+            file.write(header)
+            for array in in_order((job for tensor in tensors for job in tensor.jobs()), threads):
+                file.write(np.ascontiguousarray(array).view(np.uint8).data)
+                done += array.nbytes
+                if progress is not None:
+                    progress(done, total)
+        values = hugging_face_config(config)
+        if any(tensor.name.endswith("_blocks") for tensor in tensors):
+            values["quantization_config"] = _QUANTIZATION
+        if tokenizer is not None:
+            values |= _write_tokenizer(tokenizer, directory)
+        _write_json(directory / "config.json", values)
+    formats = dict(Counter(tensor.format for tensor in tensors).most_common())
+    return formats, total, _notes(checkpoint, weights, tokenizer)
+
+
+def _header(tensors: list[_Tensor]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for tensor in tensors:
+        end = at + tensor.num_bytes
+        entries[tensor.name] = {
+            "dtype": tensor.format,
+            "shape": tensor.shape,
+            "data_offsets": (at, end),
+        }
+        at = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+# ---- tensors ----
+
+
+def _plan(weights: dict[str, Weight], config: Config) -> Iterator[_Tensor]:
+    for name, hf in hugging_face_names(config.num_layers).items():
+        if name == "output.weight" and config.tied_embeddings:
+            continue
+        weight = _take(weights, name)
+        format = _format(weight)
+        yield _Tensor(hf, format, weight.shape, functools.partial(_whole, weight, format))
+    for layer in range(config.num_layers):
+        to = f"model.layers.{layer}.mlp.experts."
+        kinds = {kind: f"blk.{layer}.ffn_{kind}_exps" for kind in ("gate", "up", "down")}
+        matrices = {kind: _take(weights, f"{name}.weight") for kind, name in kinds.items()}
+        biases = {kind: _take(weights, f"{name}.bias") for kind, name in kinds.items()}
+        yield from _experts(to + "gate_up_proj", [matrices["gate"], matrices["up"]])
+        yield from _experts(to + "down_proj", [matrices["down"]])
+        yield _bias(to + "gate_up_proj_bias", [biases["gate"], biases["up"]])
+        yield _bias(to + "down_proj_bias", [biases["down"]])
+
+
+def _take(weights: dict[str, Weight], name: str) -> Weight:
+    if name not in weights:
+        raise FormatError(f"there is no weight {name}: gptoss converts gpt-oss alone", tensor=name)
+    return weights[name]
+
+
+def _format(*weights: Weight) -> str:
+    """The dtype that holds the weights: BF16 also for F32 whose values it has, and for blocks."""
+    formats = {weight.format for weight in weights}
+    if formats == {"F16"}:
+        return "F16"
+    if all(_is_bf16(weight) for weight in weights):
+        return "BF16"
+    return "F32"
+
+
+def _is_bf16(weight: Weight) -> bool:
+    """Whether bfloat16 holds every value, or there is nothing better for them."""
+    if weight.format not in ("F32", "F16"):
+        return True
+    return all(
+        np.array_equal(values.astype(ml_dtypes.bfloat16).astype(np.float32), values)
+        for values in (piece.floats() for piece in weight.pieces())
+    )
+
+
+def _whole(weight: Weight, format: str) -> Iterator[Job]:
+    for piece in weight.pieces():
+        yield functools.partial(_as, piece, format)
+
+
+def _as(weight: Weight, format: str) -> Array:
+    if weight.format == format:
+        return weight.data
+    return weight.floats().astype(DTYPES[format])
+
+
+def _taking_turns(arrays: list[Array], axis: int) -> Array:
+    """Gate and up as one array, whose places along the axis they take in turns; one as it is."""
+    if len(arrays) == 1:
+        return arrays[0]
+    joined = np.stack(arrays, axis=axis + 1)
+    shape = list(arrays[0].shape)
+    shape[axis] *= 2
+    return joined.reshape(shape)
+
+
+def _bias(name: str, biases: list[Weight]) -> _Tensor:
+    format = _format(*biases)
+    experts, rows = biases[0].shape
+
+    def jobs() -> Iterator[Job]:
+        yield lambda: _taking_turns([_as(bias, format) for bias in biases], 1)
+
+    return _Tensor(name, format, (experts, rows * len(biases)), jobs)
+
+
+def _experts(name: str, parts: list[Weight]) -> Iterator[_Tensor]:
+    """MXFP4 as two planes; anything else as (experts, inputs, outputs)."""
+    experts, rows, width = parts[0].shape
+    rows *= len(parts)
+    if all(part.format == "MXFP4" for part in parts):
+        for plane, end in enumerate(("_blocks", "_scales")):
+            shape = (experts, rows, width // 32, 16)[: 4 - plane]
+            yield _Tensor(name + end, "U8", shape, functools.partial(_plane, parts, plane))
+        return
+    format = _format(*parts)
+
+    def transposed(expert: int) -> Array:
+        matrices = [
+            _as(
+                Weight(
+                    p.name,
+                    p.format,
+                    p.source,
+                    p.data[expert],
+                    None if p.scales is None else p.scales[expert],
+                ),
+                format,
+            )
+            for p in parts
+        ]
+        return _taking_turns(matrices, 0).T
+
+    def jobs() -> Iterator[Job]:
+        for expert in range(experts):
+            yield functools.partial(transposed, expert)
+
+    yield _Tensor(name, format, (experts, width, rows), jobs)
+
+
+def _plane(parts: list[Weight], plane: int) -> Iterator[Job]:
+    for pieces in zip(*(part.pieces() for part in parts), strict=True):
+        yield functools.partial(_piece_of_plane, pieces, plane)
+
+
+def _piece_of_plane(pieces: tuple[Weight, ...], plane: int) -> Array:
+    return _taking_turns([piece.planes()[plane] for piece in pieces], 0)
+
+
+# ---- what is not weights ----
+
+
+def hugging_face_config(config: Config) -> dict[str, Any]:
+    """The keys of Hugging Face's config.json that a Config knows."""
+    values: dict[str, Any] = {
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": config.attention_bias,
+        "experts_per_token": config.experts_per_token,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "layer_types": list(config.layer_types),
+        "max_position_embeddings": config.max_positions,
+        "model_type": "gpt_oss",
+        "num_attention_heads": config.num_heads,
+        "num_experts_per_tok": config.experts_per_token,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "num_local_experts": config.num_experts,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_scaling": None,  # without the key the family's default holds: YaRN
+        "rope_theta": _number(config.rope_theta),
+        "sliding_window": config.sliding_window,
+        "swiglu_limit": config.swiglu_limit,
+        "tie_word_embeddings": config.tied_embeddings,
+        "vocab_size": config.vocab_size,
+    }
+    if config.rope_scaling == "yarn":
+        values["initial_context_length"] = config.rope_original_positions
+        values["rope_scaling"] = {
+            "beta_fast": config.rope_beta_fast,
+            "beta_slow": config.rope_beta_slow,
+            "factor": config.rope_factor,
+            "original_max_position_embeddings": config.rope_original_positions,
+            "rope_type": "yarn",
+            "truncate": config.rope_truncate,
+        }
+        if not math.isclose(config.rope_attention_factor, yarn_attention_factor(config)):
+            values["rope_scaling"]["attention_factor"] = config.rope_attention_factor
+    return values
+
+
+def yarn_attention_factor(config: Config) -> float:
+    """What multiplies cosine and sine if nothing else is said."""
+    if config.rope_scaling != "yarn" or config.rope_factor <= 1:
+        return 1.0
+    return 0.1 * math.log(config.rope_factor) + 1
+
+
+def _number(value: float) -> int | float:
+    """An integer where it is one, as the released files spell theta."""
+    return int(value) if value == int(value) else value
+
+
+def _write_tokenizer(tokenizer: Tokenizer, directory: Path) -> dict[str, int]:
+    """Writes the tokenizer's files, and returns the ids that config.json names."""
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+    named = {f"{name}_token_id": index for name, index in ids.items() if index is not None}
+    if tokenizer.path.name == "tokenizer.json":
+        for name in _BESIDE:
+            if (tokenizer.path.parent / name).is_file():
+                shutil.copyfile(tokenizer.path.parent / name, directory / name)
+        return named
+    library = tokenizer._tokenizer
+    texts = {f"{name}_token": library.id_to_token(i) for name, i in ids.items() if i is not None}
+    (directory / "tokenizer.json").write_text(library.to_str(pretty=True))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": tokenizer.adds_bos}
+    _write_json(directory / "tokenizer_config.json", kind | texts)
+    stops = {"eos_token_id": sorted(tokenizer.stop_token_ids)}
+    _write_json(directory / "generation_config.json", named | stops)
+    if tokenizer.chat_template is not None:
+        (directory / "chat_template.jinja").write_text(tokenizer.chat_template)
+    return named
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _notes(
+    checkpoint: Checkpoint, weights: dict[str, Weight], tokenizer: Tokenizer | None
+) -> tuple[str, ...]:
+    notes = []
+    kept = {*PLAIN, "MXFP4"}
+    rounded = Counter(weight.format for weight in weights.values() if weight.format not in kept)
+    for format, count in rounded.items():
+        notes.append(f"weights of {format} are decoded and rounded to BF16 ({count} tensors)")
+    if checkpoint.is_gguf:
+        notes.append(
+            "config.json has what GGUF says; the swiglu limit, the layers' windows and that YaRN "
+            "does not truncate are those of the released models"
+        )
+    if tokenizer is None:
+        notes.append(f"no tokenizer is in {checkpoint.path} or beside it: none is written")
+    return tuple(notes)
