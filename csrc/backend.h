@@ -144,6 +144,9 @@ struct gptoss_unembed {
     float *logits;                      /* host memory, [num_rows][vocabulary] */
 };
 
+/* One of the tasks of run_tasks, on any thread of the host. */
+typedef void gptoss_host_task_fn(void *context, int64_t task, int thread);
+
 struct gptoss_backend {
     const struct gptoss_backend_operations *operations;
 };
@@ -202,6 +205,10 @@ struct gptoss_backend_operations {
                                       const struct gptoss_expert_down *);
     enum gptoss_status (*unembed)(struct gptoss_backend *, const struct gptoss_row_table *,
                                   const struct gptoss_unembed *);
+    /* Runs tasks 0 .. num_tasks-1 on the host's threads, after all operations before it: for work
+     * on their results in host memory. */
+    enum gptoss_status (*run_tasks)(struct gptoss_backend *, gptoss_host_task_fn *function,
+                                    void *context, int64_t num_tasks);
 };
 
 #endif

@@ -27,6 +27,7 @@ from gptoss.generation import Generation, Output, TokenLogprob
 from gptoss.generator import Generator
 from gptoss.model import Config, Expert, Model, TensorInfo
 from gptoss.sampling import Draw, Sampling
+from gptoss.score import Score, score
 from gptoss.speculation import Speculation, SpeculationStats
 from gptoss.token_generator import TokenGenerator
 from gptoss.tokenizer import Tokenizer
@@ -54,6 +55,7 @@ __all__ = [
     "Output",
     "Reply",
     "Sampling",
+    "Score",
     "Speculation",
     "SpeculationStats",
     "StateError",
@@ -65,4 +67,5 @@ __all__ = [
     "UnsupportedError",
     "forward",
     "generate_batch",
+    "score",
 ]

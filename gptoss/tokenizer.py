@@ -69,6 +69,7 @@ class Tokenizer:
         path: the tokenizer.json.
         special_tokens: mapping of each special token's text to its id.
         bos_id, eos_id, pad_id: token ids, or None.
+        adds_bos: whether the model was made for texts that begin with bos_id. encode never adds it.
         stop_token_ids: the ids that end an answer.
         suggested_sampling: the sampling settings of generation_config.json.
         chat_template: the source of the model's Jinja chat template, or None.
@@ -114,6 +115,10 @@ class Tokenizer:
             return next(iter(_ids(generation, f"{key}_token_id", file)), None)
 
         self.bos_id, self.eos_id, self.pad_id = named("bos"), named("eos"), named("pad")
+        adds_bos = _field(config, "add_bos_token", bool, directory / "tokenizer_config.json")
+        if adds_bos is None:  # then the template of tokenizer.json says
+            adds_bos = self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [self.bos_id]
+        self.adds_bos = bool(adds_bos) and self.bos_id is not None
         stops = set(
             _ids(generation, "eos_token_id", file) or _ids(model, "eos_token_id", model_file)
         )

@@ -186,6 +186,11 @@ static enum gptoss_status cpu_end(struct gptoss_backend *base, struct gptoss_err
     return GPTOSS_OK;
 }
 
+static enum gptoss_status cpu_run_tasks(struct gptoss_backend *base, gptoss_host_task_fn *function,
+                                        void *context, int64_t num_tasks) {
+    return gptoss_cpu_run((struct gptoss_cpu_backend *)base, function, context, num_tasks);
+}
+
 /* ---- buffers ---- */
 
 static enum gptoss_status cpu_buffer_create(struct gptoss_backend *base, uint64_t num_bytes,
@@ -272,6 +277,7 @@ static const struct gptoss_backend_operations cpu_operations = {
     .expert_gate_up = gptoss_cpu_expert_gate_up,
     .expert_down = gptoss_cpu_expert_down,
     .unembed = gptoss_cpu_unembed,
+    .run_tasks = cpu_run_tasks,
 };
 
 enum gptoss_status gptoss_cpu_backend_create(const struct gptoss_kernels *kernels,

@@ -247,29 +247,38 @@ static enum gptoss_status mix_experts(struct gptoss_model *model, const struct g
     return GPTOSS_OK;
 }
 
-static enum gptoss_status unembed(struct gptoss_model *model, const struct gptoss_pass *pass,
-                                  const struct gptoss_row_table *table) {
+/* The final norm of rows and, with logits_out, their logits. rows, first_row: as in the operation.
+ */
+static enum gptoss_status unembed(struct gptoss_model *model, const struct gptoss_row_table *table,
+                                  const int64_t *rows, int64_t first_row, int64_t num_rows,
+                                  float *logits_out) {
     struct gptoss_workspace *work = &model->workspace;
-    struct gptoss_unembed operation = {
-        .x = work->residual,
-        .normed = work->normed,
-        .num_rows = pass->num_rows,
-        .gain = &model->weights.final_norm,
-        .epsilon = model->config->rms_norm_eps,
-    };
+    return model->backend->operations->unembed(
+        model->backend, table,
+        &(struct gptoss_unembed){
+            .x = work->residual,
+            .normed = work->normed,
+            .rows = rows,
+            .first_row = first_row,
+            .num_rows = num_rows,
+            .gain = &model->weights.final_norm,
+            .epsilon = model->config->rms_norm_eps,
+            .weight = logits_out != NULL ? &model->weights.unembedding : NULL,
+            .logits = logits_out,
+        });
+}
+
+static enum gptoss_status end_rows(struct gptoss_model *model, const struct gptoss_pass *pass,
+                                   const struct gptoss_row_table *table) {
     size_t tap = gptoss_final_norm_tap(model->config);
     if (is_wanted(pass, tap)) {
-        GPTOSS_TRY(model->backend->operations->unembed(model->backend, table, &operation));
-        keep_index(model, pass, tap, work->normed);
+        GPTOSS_TRY(unembed(model, table, NULL, 0, pass->num_rows, NULL));
+        keep_index(model, pass, tap, model->workspace.normed);
     }
     if (pass->num_logits_rows == 0)
         return GPTOSS_OK;
-    operation.rows = pass->logits_rows;
-    operation.first_row = pass->first_logits_row;
-    operation.num_rows = pass->num_logits_rows;
-    operation.weight = &model->weights.unembedding;
-    operation.logits = pass->logits_out;
-    return model->backend->operations->unembed(model->backend, table, &operation);
+    return unembed(model, table, pass->logits_rows, pass->first_logits_row, pass->num_logits_rows,
+                   pass->logits_out);
 }
 
 static enum gptoss_status run_layers(struct gptoss_model *model, const struct gptoss_pass *pass,
@@ -288,7 +297,19 @@ static enum gptoss_status run_layers(struct gptoss_model *model, const struct gp
         GPTOSS_TRY(attend(model, pass, table, layer));
         GPTOSS_TRY(mix_experts(model, pass, table, layer));
     }
-    return unembed(model, pass, table);
+    return end_rows(model, pass, table);
+}
+
+/* The sentence for a status of an operation over num_rows rows. */
+static enum gptoss_status explain(enum gptoss_status status, int64_t num_rows,
+                                  struct gptoss_error *error) {
+    if (status == GPTOSS_ERROR_INTERRUPTED)
+        return gptoss_error_set(error, status, "interrupted");
+    if (status == GPTOSS_ERROR_MEMORY)
+        return gptoss_error_set(error, status,
+                                "cannot allocate the scratch memory of a pass over %lld rows",
+                                (long long)num_rows);
+    return status;
 }
 
 enum gptoss_status gptoss_gpt_oss_forward(struct gptoss_model *model,
@@ -302,12 +323,12 @@ enum gptoss_status gptoss_gpt_oss_forward(struct gptoss_model *model,
                          work->sine + row * model->rope.half);
     struct gptoss_row_table table = {pass->rows, pass->num_rows, pass->caches, work->cosine,
                                      work->sine};
-    enum gptoss_status status = run_layers(model, pass, &table);
-    if (status == GPTOSS_ERROR_INTERRUPTED)
-        return gptoss_error_set(error, status, "interrupted");
-    if (status == GPTOSS_ERROR_MEMORY)
-        return gptoss_error_set(error, status,
-                                "cannot allocate the scratch memory of a pass over %lld rows",
-                                (long long)pass->num_rows);
-    return status;
+    return explain(run_layers(model, pass, &table), pass->num_rows, error);
+}
+
+enum gptoss_status gptoss_gpt_oss_unembed(struct gptoss_model *model, const int64_t *rows,
+                                          int64_t first_row, int64_t num_rows, float *logits_out,
+                                          struct gptoss_error *error) {
+    const struct gptoss_row_table none = {0};
+    return explain(unembed(model, &none, rows, first_row, num_rows, logits_out), num_rows, error);
 }

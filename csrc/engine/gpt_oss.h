@@ -65,6 +65,12 @@ enum gptoss_status gptoss_gpt_oss_forward(struct gptoss_model *model,
                                           const struct gptoss_pass *pass,
                                           struct gptoss_error *error);
 
+/* Logits of rows of the last pass of this turn: those listed or, without a list, those from
+ * first_row on. logits_out: [num_rows][vocab_size]. */
+enum gptoss_status gptoss_gpt_oss_unembed(struct gptoss_model *model, const int64_t *rows,
+                                          int64_t first_row, int64_t num_rows, float *logits_out,
+                                          struct gptoss_error *error);
+
 void gptoss_workspace_clear(struct gptoss_backend *backend, struct gptoss_workspace *workspace);
 
 #endif

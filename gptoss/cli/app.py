@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import gptoss
-from gptoss.cli import bench, chat, console, doctor, generate
+from gptoss.cli import bench, chat, console, doctor, generate, perplexity
 from gptoss.cli import inspect as inspect_verb
 from gptoss.cli.help import Command, Group
 
@@ -23,6 +23,7 @@ VERBS: dict[str, ModuleType] = {
     "generate": generate,
     "chat": chat,
     "bench": bench,
+    "perplexity": perplexity,
     "inspect": inspect_verb,
     "doctor": doctor,
 }
