@@ -189,7 +189,9 @@ def bench_elementwise(isa: str, operation: str, _: str, cores: Cores) -> Iterato
     n = COLUMNS
     sizes = {
         "rms_norm": (n, n, n),
+        "layer_norm": (n, n, n, n),
         "rope": (64 * 64, 32, 32),
+        "rope_neighbours": (64 * 64, 32, 32),
         "swiglu": (2 * n, n),
         "convert_f32_f16": (512, 256),
         "attention_merge": (66, 64),

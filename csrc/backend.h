@@ -14,12 +14,14 @@
 #include "gptoss.h"
 
 /* Weights as the checkpoint holds them: num_matrices (1, or one an expert) matrices of num_rows
- * outputs and num_columns inputs, matrix_bytes apart. transposed: stored [inputs][outputs]. scales:
+ * outputs and num_columns inputs, matrix_bytes apart. transposed: stored [inputs][outputs].
+ * num_stored: outputs of the transposed matrix that these are a slice of, 0: it is whole. scales:
  * MXFP4 only (not MXFP4_GGUF), one byte a 32-column block. */
 struct gptoss_weight {
     enum gptoss_dtype dtype;
     bool transposed;
     int64_t num_matrices, num_rows, num_columns;
+    int64_t num_stored;
     const uint8_t *data, *scales;
     uint64_t matrix_bytes, scale_matrix_bytes;
 };
@@ -55,38 +57,53 @@ struct gptoss_cache_shape {
     int64_t max_context;
 };
 
-/* out = W embedding[token]. */
+/* out = embedding[token], plus positions[position] where there are such. */
 struct gptoss_embed {
     const struct gptoss_weight *embedding;
-    struct gptoss_buffer *out; /* [rows][hidden] */
+    const struct gptoss_weight *positions; /* [max_positions] rows, or NULL */
+    struct gptoss_buffer *out;             /* [rows][hidden] */
 };
 
-/* normed = rms_norm(x) * gain; outs[i] = weights[i] normed + biases[i]. */
+/* norm(x) = rms_norm(x) * gain, or with a bias layer_norm(x) * gain + bias. */
+struct gptoss_norm {
+    const struct gptoss_vector *gain;
+    const struct gptoss_vector *bias; /* NULL: RMSNorm; else LayerNorm */
+    float epsilon;
+};
+
+/* normed = norm(x); outs[i] = weights[i] normed + biases[i]. */
 struct gptoss_norm_linear {
     struct gptoss_buffer *x, *normed;
-    const struct gptoss_vector *gain;
-    float epsilon;
+    struct gptoss_norm norm;
     int32_t num_outs; /* 1 .. 3 */
     const struct gptoss_weight *weights[3];
     const struct gptoss_vector *biases[3];
     struct gptoss_buffer *outs[3];
 };
 
+/* Which elements of a head turn together. */
+enum gptoss_rotation {
+    GPTOSS_ROTATE_HALVES,     /* i and i + head_dim / 2 */
+    GPTOSS_ROTATE_NEIGHBOURS, /* 2 i and 2 i + 1 */
+    GPTOSS_ROTATE_NOTHING
+};
+
 /* Rotates queries and keys in place; stores keys and values of rows the cache does not hold yet. */
 struct gptoss_rope_append {
     int32_t layer, num_heads, num_kv_heads, head_dim;
+    enum gptoss_rotation rotation;
     struct gptoss_buffer *queries, *keys, *values;
 };
 
-/* Attention over the cache with one sink logit a head. window 0: every earlier key, else the last
- * window keys. */
+/* Attention over the cache, with one sink logit a head or without sinks. window 0: every earlier
+ * key, else the last window keys. */
 struct gptoss_attention {
     int32_t layer, num_heads, num_kv_heads, head_dim, window;
     float scale;
-    const struct gptoss_vector *sinks;
+    const struct gptoss_vector *sinks; /* or NULL */
     struct gptoss_buffer *queries;
     struct gptoss_buffer *out;       /* [rows][num_heads * head_dim] */
-    struct gptoss_buffer *sink_mass; /* [rows][num_heads], or NULL */
+    struct gptoss_buffer *sink_mass; /* [rows][num_heads], or NULL; NULL without sinks */
 };
 
 /* residual += weight x + bias. */
@@ -94,14 +111,24 @@ struct gptoss_linear_residual {
     struct gptoss_buffer *x, *residual;
     const struct gptoss_weight *weight;
     const struct gptoss_vector *bias;
+    struct gptoss_buffer *out; /* what is added, or NULL where nobody asks */
 };
 
-/* normed = rms_norm(x) * gain; logits = weight normed + bias; the num_chosen largest, ties by
- * lowest expert, and the softmax over them. */
+/* normed = norm(x); with up: out = silu(weight normed + bias) * (up normed + up_bias), without:
+ * out = gelu(weight normed + bias). */
+struct gptoss_mlp_up {
+    struct gptoss_buffer *x, *normed;
+    struct gptoss_norm norm;
+    const struct gptoss_weight *weight, *up;    /* up: NULL, or of weight's shape and dtype */
+    const struct gptoss_vector *bias, *up_bias; /* of one dtype */
+    struct gptoss_buffer *out;                  /* [rows][intermediate] */
+};
+
+/* normed = norm(x); logits = weight normed + bias; the num_chosen largest, ties by lowest expert,
+ * and the softmax over them. */
 struct gptoss_route {
     struct gptoss_buffer *x, *normed;
-    const struct gptoss_vector *gain;
-    float epsilon;
+    struct gptoss_norm norm;
     const struct gptoss_weight *weight;
     const struct gptoss_vector *bias;
     int32_t num_chosen;
@@ -132,14 +159,13 @@ struct gptoss_expert_down {
     struct gptoss_buffer *sum, *residual;
 };
 
-/* For num_rows rows, those listed or, without a list, those from first_row on: normed = rms_norm(x)
- * * gain; logits = weight normed. */
+/* For num_rows rows, those listed or, without a list, those from first_row on: normed = norm(x);
+ * logits = weight normed. */
 struct gptoss_unembed {
     struct gptoss_buffer *x, *normed; /* normed: [num_rows][hidden] */
     const int64_t *rows;              /* [num_rows], or NULL */
     int64_t first_row, num_rows;
-    const struct gptoss_vector *gain;
-    float epsilon;
+    struct gptoss_norm norm;
     const struct gptoss_weight *weight; /* NULL: only the norm */
     float *logits;                      /* host memory, [num_rows][vocabulary] */
 };
@@ -197,6 +223,8 @@ struct gptoss_backend_operations {
                                     const struct gptoss_attention *);
     enum gptoss_status (*linear_residual)(struct gptoss_backend *, const struct gptoss_row_table *,
                                           const struct gptoss_linear_residual *);
+    enum gptoss_status (*mlp_up)(struct gptoss_backend *, const struct gptoss_row_table *,
+                                 const struct gptoss_mlp_up *);
     enum gptoss_status (*route)(struct gptoss_backend *, const struct gptoss_row_table *,
                                 const struct gptoss_route *);
     enum gptoss_status (*expert_gate_up)(struct gptoss_backend *, const struct gptoss_row_table *,

@@ -74,22 +74,34 @@ enum gptoss_dtype {
                                     j in its low nibble and element j + 16 in its high one */
 };
 
-enum gptoss_rope_scaling { GPTOSS_ROPE_PLAIN = 0, GPTOSS_ROPE_YARN = 1 };
+enum gptoss_rope_scaling {
+    GPTOSS_ROPE_PLAIN = 0,
+    GPTOSS_ROPE_YARN = 1,
+    GPTOSS_ROPE_NONE = 2,    /* no rotation: positions are learned */
+    GPTOSS_ROPE_LINEAR = 3,  /* every frequency divided by rope_factor */
+    GPTOSS_ROPE_LLAMA3 = 4,  /* low frequencies divided by rope_factor */
+    GPTOSS_ROPE_DIVISORS = 5 /* every frequency divided by rope_factor and a number of its own, from
+                                the tensor rope_freqs.weight */
+};
 
+/* What a family has no use for is 0 or false. */
 struct gptoss_config {
-    char architecture[32]; /* "gpt_oss" */
+    char architecture[32]; /* "gpt_oss", "llama" or "gpt2" */
     int32_t num_layers, hidden_size, intermediate_size, vocab_size;
     int32_t num_heads, num_kv_heads, head_dim;
     int32_t num_experts, experts_per_token;
     int32_t sliding_window; /* keys a sliding layer sees, the current one included */
     int32_t max_positions;
-    bool attention_bias, tied_embeddings;
-    float rms_norm_eps, swiglu_limit, swiglu_alpha;
+    bool attention_bias, mlp_bias, tied_embeddings;
+    float rms_norm_eps, layer_norm_eps, swiglu_limit, swiglu_alpha;
     enum gptoss_rope_scaling rope_scaling;
     double rope_theta, rope_factor, rope_beta_fast, rope_beta_slow;
     double rope_attention_factor; /* multiplies cosine and sine */
     int32_t rope_original_positions;
     bool rope_truncate; /* floor and ceil the YaRN correction range */
+    double rope_low_frequency_factor, rope_high_frequency_factor; /* LLAMA3 */
+    bool rope_neighbours; /* elements 2 i and 2 i + 1 of a head turn together, not i and i +
+                             head_dim / 2 */
     uint8_t layer_is_sliding[GPTOSS_MAX_LAYERS];
 };
 

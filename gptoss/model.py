@@ -57,11 +57,16 @@ BLOCK_BYTES: Mapping[str, int] = {"Q8_0": 34, "MXFP4_GGUF": 17}
 
 @dataclass(frozen=True)
 class Config:
-    """What config.json or the metadata of a GGUF file says, under one set of names.
+    """What config.json or the metadata of a GGUF file says, under one set of names. What a family
+    has no use for is 0 or False: num_experts of "llama" and "gpt2", rope_theta of "gpt2".
 
-    sliding_window: keys a sliding layer sees, the current one included. layer_types:
-    "sliding_attention" or "full_attention" for each layer. rope_scaling: "plain" or "yarn".
-    rope_attention_factor multiplies cosine and sine.
+    architecture: "gpt_oss", "llama" or "gpt2". sliding_window: keys a sliding layer sees, the
+    current one included. layer_types: "sliding_attention" or "full_attention" for each layer.
+    rope_scaling: "plain", "yarn", "linear" (all frequencies divided by rope_factor), "llama3" (low
+    ones are), "divisors" (divided by the numbers in the tensor rope_freqs.weight) or "none"
+    (positions are learned). rope_attention_factor multiplies cosine and sine. rope_neighbours:
+    elements 2 i and 2 i + 1 of a head turn together, as GGUF files of llama store them, not i and
+    i + head_dim / 2.
     """
 
     architecture: str
@@ -77,8 +82,10 @@ class Config:
     sliding_window: int
     max_positions: int
     attention_bias: bool
+    mlp_bias: bool
     tied_embeddings: bool
     rms_norm_eps: float
+    layer_norm_eps: float
     swiglu_limit: float
     swiglu_alpha: float
     rope_scaling: str
@@ -89,6 +96,9 @@ class Config:
     rope_attention_factor: float
     rope_original_positions: int
     rope_truncate: bool
+    rope_low_frequency_factor: float
+    rope_high_frequency_factor: float
+    rope_neighbours: bool
     layer_types: tuple[str, ...]
 
 
@@ -186,7 +196,7 @@ class Model:
         if verify:
             self._core.verify(progress)
         values: dict[str, Any] = self._core.config()
-        for name in ("rms_norm_eps", "swiglu_limit", "swiglu_alpha"):
+        for name in ("rms_norm_eps", "layer_norm_eps", "swiglu_limit", "swiglu_alpha"):
             values[name] = float(str(np.float32(values[name])))  # 1e-05 as it was written
         self._config = Config(**values)
         self._tensors = Tensors(self)
@@ -275,8 +285,16 @@ class Model:
         return self.tensors._info(name)
 
     def expert(self, layer: int, expert: int) -> Expert:
-        """One expert, decoded when its arrays are first asked for."""
+        """One expert, decoded when its arrays are first asked for.
+
+        UnsupportedError for a model without experts.
+        """
         config = self.config
+        if config.num_experts == 0:
+            raise UnsupportedError(
+                f"a model of the {config.architecture} family has no experts: its MLP is dense, "
+                "and its weights are among model.tensors"
+            )
         layer = require_integer("layer", layer, 0, config.num_layers - 1)
         return Expert(self, layer, require_integer("expert", expert, 0, config.num_experts - 1))
 
@@ -330,9 +348,10 @@ class Model:
             return f"<gptoss.Model {str(self.path)!r}, closed>"
         config, memory = self._config, self.memory()
         megabytes = (memory["mapped"] + memory["read"]) / 1e6
+        experts = f"{config.experts_per_token} of {config.num_experts} experts, "
         return (
             f"<gptoss.Model {str(self.path)!r}: {config.architecture}, {config.num_layers} layers, "
-            f"{config.experts_per_token} of {config.num_experts} experts, {megabytes:,.1f} MB, "
+            f"{experts if config.num_experts else ''}{megabytes:,.1f} MB, "
             f"{self.precision} on {self.isa}, {self.threads} threads>"
         )
 

@@ -9,7 +9,15 @@ from gptoss.errors import NotFoundError, did_you_mean
 
 # Operations whose work is products of weights and vectors.
 LINEAR = frozenset(
-    ("norm_linear", "linear_residual", "route", "expert_gate_up", "expert_down", "unembed")
+    (
+        "norm_linear",
+        "linear_residual",
+        "mlp_up",
+        "route",
+        "expert_gate_up",
+        "expert_down",
+        "unembed",
+    )
 )
 
 

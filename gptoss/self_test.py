@@ -119,7 +119,11 @@ def _elementwise(rng: Rng, operation: str) -> Iterator[Case]:
         "convert_f32_f16": ((n, n), (0.0, 0.0), 1),
         "swiglu": ((2 * n, n), (7.0, 1.702), 1),
         "rms_norm": ((n, n, n), (1e-5, 0.0), 2),
+        "layer_norm": ((n, n, n, n), (1e-5, 0.0), 3),
+        "silu_multiply": ((n, n), (0.0, 0.0), 0),
+        "gelu": ((n, n), (0.0, 0.0), 1),
         "rope": ((2 * n * heads, n, n), (0.0, 0.0), 0),
+        "rope_neighbours": ((2 * n * heads, n, n), (0.0, 0.0), 0),
         "attention_merge": ((n + 2, n), (float(rng.standard_normal()), 1.5), 0),
     }[operation]
     inputs: list[Output] = [kernels.random_input(rng, size, special=True)[0] for size in sizes]

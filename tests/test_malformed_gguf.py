@@ -463,12 +463,15 @@ def test_vocabulary_of_another_size(path: Path, claimed: int) -> None:
 @pytest.mark.parametrize(
     ("value", "match"),
     [
-        (scalar(_STR, "llama"), '"llama" is not supported, only "gpt-oss"'),
+        (
+            scalar(_STR, "qwen2"),
+            'unsupported architecture "qwen2"; supported: gpt-oss, llama, gpt2',
+        ),
         (scalar(_STR, "gptoss"), "early files of Ollama"),
-        (scalar(_STR, "gpt-oss2"), "not supported"),
-        (scalar(_STR, "x" * 100_000), "a text of 100000 bytes is not supported"),
-        (scalar(_U32, 7), "not supported"),
-        (None, "nothing is not supported"),
+        (scalar(_STR, "gpt-oss2"), "unsupported architecture"),
+        (scalar(_STR, "x" * 100_000), "unsupported architecture a text of 100000 bytes"),
+        (scalar(_U32, 7), "unsupported architecture 7"),
+        (None, "unsupported architecture nothing"),
     ],
     ids=lambda value: repr(value)[:40],
 )

@@ -24,6 +24,7 @@ struct shard {
 struct gptoss_checkpoint {
     struct gptoss_config config;
     bool is_gguf;
+    const char *key_prefix;      /* of a GGUF file: "llama." */
     struct gptoss_gguf metadata; /* of a GGUF file */
     char *path;
     char *config_path;
@@ -151,7 +152,7 @@ static enum gptoss_status unsupported(const struct gptoss_checkpoint *checkpoint
 }
 
 /* Before the tensors are looked at: a file of another family may be sound, and says so. */
-static enum gptoss_status check_kind(const struct gptoss_checkpoint *checkpoint,
+static enum gptoss_status check_kind(struct gptoss_checkpoint *checkpoint,
                                      struct gptoss_error *error) {
     cJSON *general = NULL, *split = NULL;
     enum gptoss_status status =
@@ -162,13 +163,14 @@ static enum gptoss_status check_kind(const struct gptoss_checkpoint *checkpoint,
         goto cleanup;
     const cJSON *architecture = cJSON_GetObjectItemCaseSensitive(general, "architecture");
     const char *name = cJSON_IsString(architecture) ? architecture->valuestring : "";
-    if (strcmp(name, "gpt-oss") != 0) {
-        bool is_ollama = strcmp(name, "gptoss") == 0;
-        status = unsupported(checkpoint, "general.architecture", "\"gpt-oss\"", architecture,
-                             is_ollama ? "; early files of Ollama name and store their tensors in "
-                                         "another way"
-                                       : "",
-                             error);
+    checkpoint->key_prefix = gptoss_config_gguf_prefix(name);
+    if (checkpoint->key_prefix == NULL) {
+        status = strcmp(name, "gptoss") == 0
+                     ? unsupported(checkpoint, "general.architecture", "\"gpt-oss\"", architecture,
+                                   "; early files of Ollama name and store their tensors in "
+                                   "another way",
+                                   error)
+                     : gptoss_config_unsupported(checkpoint->config_path, architecture, error);
         goto cleanup;
     }
     const cJSON *count = cJSON_GetObjectItemCaseSensitive(split, "count");
@@ -181,13 +183,28 @@ cleanup:
     return status;
 }
 
+/* What the metadata of llama and gpt2 leave to the tensors. */
+static void look_at_tensors(const struct gptoss_checkpoint *checkpoint,
+                            struct gptoss_config *config) {
+    if (config->num_experts > 0)
+        return;
+    config->tied_embeddings = gptoss_checkpoint_find(checkpoint, "output.weight") == NULL;
+    if (strcmp(config->architecture, "llama") != 0)
+        return;
+    config->attention_bias = gptoss_checkpoint_find(checkpoint, "blk.0.attn_q.bias") != NULL;
+    config->mlp_bias = gptoss_checkpoint_find(checkpoint, "blk.0.ffn_gate.bias") != NULL;
+    if (gptoss_checkpoint_find(checkpoint, "rope_freqs.weight") != NULL)
+        config->rope_scaling = GPTOSS_ROPE_DIVISORS;
+}
+
 /* The number of tokens is a key in few files; the embedding has a row for each. */
 static enum gptoss_status read_gguf_config(struct gptoss_checkpoint *checkpoint,
                                            struct gptoss_error *error) {
     static const char name[] = "token_embd.weight";
     const struct gptoss_tensor *embedding = gptoss_checkpoint_find(checkpoint, name);
     cJSON *keys = NULL;
-    enum gptoss_status status = gptoss_gguf_json(&checkpoint->metadata, "gpt-oss.", &keys, error);
+    enum gptoss_status status =
+        gptoss_gguf_json(&checkpoint->metadata, checkpoint->key_prefix, &keys, error);
     if (status != GPTOSS_OK)
         return status;
     bool is_stated = cJSON_GetObjectItemCaseSensitive(keys, "vocab_size") != NULL;
@@ -203,7 +220,10 @@ static enum gptoss_status read_gguf_config(struct gptoss_checkpoint *checkpoint,
         status = gptoss_error_memory(error, sizeof *keys, "metadata");
     }
     if (status == GPTOSS_OK)
-        status = gptoss_config_from_gguf(checkpoint->path, keys, &checkpoint->config, error);
+        status = gptoss_config_from_gguf(checkpoint->path, checkpoint->key_prefix, keys,
+                                         &checkpoint->config, error);
+    if (status == GPTOSS_OK)
+        look_at_tensors(checkpoint, &checkpoint->config);
     cJSON_Delete(keys);
     return status;
 }

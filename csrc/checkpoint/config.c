@@ -3,102 +3,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "checkpoint/format_error.h"
+#include "checkpoint/config_reader.h"
 #include "checkpoint/json.h"
 #include "numeric/double_math.h"
 #include "status.h"
-
-#define MAX_POSITIONS (1 << 30)
-
-/* Reads keys of one JSON object. The first failure is kept and later reads do nothing, so that
- * callers need not look after each. */
-struct reader {
-    const char *file;
-    const char *section; /* "" or "rope_scaling.", before the key in messages */
-    const cJSON *object;
-    enum gptoss_status *status;
-    struct gptoss_error *error;
-};
-
-enum necessity { OPTIONAL, REQUIRED };
-
-static void fail(const struct reader *reader, const char *key, const char *expected,
-                 const cJSON *found) {
-    if (*reader->status != GPTOSS_OK)
-        return;
-    char subject[128], text[128];
-    struct gptoss_place place = {.file = reader->file, .subject = subject, .offset = -1};
-    snprintf(subject, sizeof subject, "%s%s", reader->section, key);
-    gptoss_json_describe(found, text, sizeof text);
-    *reader->status = gptoss_format_error(reader->error, &place, expected, "%s", text);
-}
-
-/* NULL for keys that are absent or null. */
-static const cJSON *find(const struct reader *reader, const char *key) {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(reader->object, key);
-    return cJSON_IsNull(item) ? NULL : item;
-}
-
-/* Leaves *value alone where the key is absent and optional. */
-static void read_integer(const struct reader *reader, const char *key, enum necessity necessity,
-                         int32_t minimum, int32_t maximum, int32_t *value) {
-    const cJSON *item = find(reader, key);
-    if (item == NULL && necessity == OPTIONAL)
-        return;
-    int64_t integer;
-    if (gptoss_json_integer(item, minimum, maximum, &integer)) {
-        *value = (int32_t)integer;
-        return;
-    }
-    char expected[64];
-    snprintf(expected, sizeof expected, "an integer from %d to %d", minimum, maximum);
-    fail(reader, key, expected, item);
-}
-
-/* A number above minimum, at most maximum. */
-static void read_number(const struct reader *reader, const char *key, double minimum,
-                        double maximum, double *value) {
-    const cJSON *item = find(reader, key);
-    if (item == NULL)
-        return;
-    if (cJSON_IsNumber(item) && item->valuedouble > minimum && item->valuedouble <= maximum) {
-        *value = item->valuedouble;
-        return;
-    }
-    char expected[96];
-    snprintf(expected, sizeof expected, "a number above %g and at most %g", minimum, maximum);
-    fail(reader, key, expected, item);
-}
-
-static void read_float(const struct reader *reader, const char *key, double minimum, double maximum,
-                       float *value) {
-    double number = *value;
-    read_number(reader, key, minimum, maximum, &number);
-    *value = (float)number;
-}
-
-static void read_bool(const struct reader *reader, const char *key, bool *value) {
-    const cJSON *item = find(reader, key);
-    if (item == NULL)
-        return;
-    if (!cJSON_IsBool(item))
-        fail(reader, key, "true or false", item);
-    *value = cJSON_IsTrue(item);
-}
-
-/* Fails unless the key is absent or holds exactly this text. */
-static void demand_text(const struct reader *reader, const char *key, const char *text) {
-    const cJSON *item = find(reader, key);
-    if (item == NULL || (cJSON_IsString(item) && strcmp(item->valuestring, text) == 0))
-        return;
-    char expected[64];
-    snprintf(expected, sizeof expected, "\"%s\"", text);
-    fail(reader, key, expected, item);
-}
-
-static const char *either(const struct reader *reader, const char *key, const char *other) {
-    return find(reader, key) == NULL && find(reader, other) != NULL ? other : key;
-}
 
 /* What the sizes are called. */
 struct size_keys {
@@ -106,30 +14,41 @@ struct size_keys {
     const char *num_heads, *num_kv_heads, *head_dim, *num_experts, *experts_per_token;
 };
 
-static void read_sizes(const struct reader *reader, const struct size_keys *keys,
+static void read_sizes(const struct gptoss_config_reader *reader, const struct size_keys *keys,
                        struct gptoss_config *config) {
-    read_integer(reader, keys->num_layers, REQUIRED, 1, GPTOSS_MAX_LAYERS, &config->num_layers);
-    read_integer(reader, keys->hidden_size, REQUIRED, 1, 1 << 20, &config->hidden_size);
-    read_integer(reader, keys->intermediate_size, REQUIRED, 1, 1 << 20, &config->intermediate_size);
-    read_integer(reader, keys->vocab_size, REQUIRED, 1, 1 << 24, &config->vocab_size);
-    read_integer(reader, keys->num_heads, REQUIRED, 1, 4096, &config->num_heads);
-    read_integer(reader, keys->num_kv_heads, REQUIRED, 1, 4096, &config->num_kv_heads);
-    read_integer(reader, keys->head_dim, REQUIRED, 2, 1024, &config->head_dim);
-    read_integer(reader, keys->num_experts, REQUIRED, 1, 4096, &config->num_experts);
-    read_integer(reader, keys->experts_per_token, REQUIRED, 1, config->num_experts,
-                 &config->experts_per_token);
+    gptoss_config_integer(reader, keys->num_layers, GPTOSS_CONFIG_REQUIRED, 1, GPTOSS_MAX_LAYERS,
+                          &config->num_layers);
+    gptoss_config_integer(reader, keys->hidden_size, GPTOSS_CONFIG_REQUIRED, 1, 1 << 20,
+                          &config->hidden_size);
+    gptoss_config_integer(reader, keys->intermediate_size, GPTOSS_CONFIG_REQUIRED, 1, 1 << 20,
+                          &config->intermediate_size);
+    gptoss_config_integer(reader, keys->vocab_size, GPTOSS_CONFIG_REQUIRED, 1, 1 << 24,
+                          &config->vocab_size);
+    gptoss_config_integer(reader, keys->num_heads, GPTOSS_CONFIG_REQUIRED, 1, 4096,
+                          &config->num_heads);
+    gptoss_config_integer(reader, keys->num_kv_heads, GPTOSS_CONFIG_REQUIRED, 1, 4096,
+                          &config->num_kv_heads);
+    gptoss_config_integer(reader, keys->head_dim, GPTOSS_CONFIG_REQUIRED, 2, 1024,
+                          &config->head_dim);
+    gptoss_config_integer(reader, keys->num_experts, GPTOSS_CONFIG_REQUIRED, 1, 4096,
+                          &config->num_experts);
+    gptoss_config_integer(reader, keys->experts_per_token, GPTOSS_CONFIG_REQUIRED, 1,
+                          config->num_experts, &config->experts_per_token);
     if (*reader->status != GPTOSS_OK)
         return;
     if (config->num_heads % config->num_kv_heads != 0) {
         char expected[96];
         snprintf(expected, sizeof expected, "a divisor of %s", keys->num_heads);
-        fail(reader, keys->num_kv_heads, expected, find(reader, keys->num_kv_heads));
+        gptoss_config_fail(reader, keys->num_kv_heads, expected,
+                           gptoss_config_find(reader, keys->num_kv_heads));
     }
     if (config->head_dim % 2 != 0)
-        fail(reader, keys->head_dim, "an even number", find(reader, keys->head_dim));
+        gptoss_config_fail(reader, keys->head_dim, "an even number",
+                           gptoss_config_find(reader, keys->head_dim));
 }
 
-static void read_json_sizes(const struct reader *reader, struct gptoss_config *config) {
+static void read_json_sizes(const struct gptoss_config_reader *reader,
+                            struct gptoss_config *config) {
     read_sizes(reader,
                &(struct size_keys){
                    .num_layers = "num_hidden_layers",
@@ -139,41 +58,43 @@ static void read_json_sizes(const struct reader *reader, struct gptoss_config *c
                    .num_heads = "num_attention_heads",
                    .num_kv_heads = "num_key_value_heads",
                    .head_dim = "head_dim",
-                   .num_experts = either(reader, "num_local_experts", "num_experts"),
-                   .experts_per_token = either(reader, "num_experts_per_tok", "experts_per_token"),
+                   .num_experts = gptoss_config_either(reader, "num_local_experts", "num_experts"),
+                   .experts_per_token =
+                       gptoss_config_either(reader, "num_experts_per_tok", "experts_per_token"),
                },
                config);
 }
 
-static void read_options(const struct reader *reader, struct gptoss_config *config) {
-    read_bool(reader, "attention_bias", &config->attention_bias);
-    read_bool(reader, "tie_word_embeddings", &config->tied_embeddings);
-    read_float(reader, "rms_norm_eps", 1e-30, 1.0, &config->rms_norm_eps);
-    read_float(reader, "swiglu_limit", 0.0, 1e30, &config->swiglu_limit);
-    read_float(reader, "swiglu_alpha", 0.0, 1e30, &config->swiglu_alpha);
-    demand_text(reader, "hidden_act", "silu");
+static void read_options(const struct gptoss_config_reader *reader, struct gptoss_config *config) {
+    gptoss_config_bool(reader, "attention_bias", &config->attention_bias);
+    gptoss_config_bool(reader, "tie_word_embeddings", &config->tied_embeddings);
+    gptoss_config_float(reader, "rms_norm_eps", 1e-30, 1.0, &config->rms_norm_eps);
+    gptoss_config_float(reader, "swiglu_limit", 0.0, 1e30, &config->swiglu_limit);
+    gptoss_config_float(reader, "swiglu_alpha", 0.0, 1e30, &config->swiglu_alpha);
+    gptoss_config_demand_text(reader, "hidden_act", "silu");
 
-    const cJSON *quantization = find(reader, "quantization_config");
+    const cJSON *quantization = gptoss_config_find(reader, "quantization_config");
     if (quantization == NULL)
         return;
-    struct reader inner = *reader;
+    struct gptoss_config_reader inner = *reader;
     inner.section = "quantization_config.";
     inner.object = quantization;
     if (!cJSON_IsObject(quantization))
-        fail(reader, "quantization_config", "an object", quantization);
-    demand_text(&inner, "quant_method", "mxfp4");
+        gptoss_config_fail(reader, "quantization_config", "an object", quantization);
+    gptoss_config_demand_text(&inner, "quant_method", "mxfp4");
 }
 
 /* Even layers slide unless layer_types says otherwise; none does without a window. */
-static void read_layers(const struct reader *reader, struct gptoss_config *config) {
-    const cJSON *types = find(reader, "layer_types");
+static void read_layers(const struct gptoss_config_reader *reader, struct gptoss_config *config) {
+    const cJSON *types = gptoss_config_find(reader, "layer_types");
     const cJSON *window = cJSON_GetObjectItemCaseSensitive(reader->object, "sliding_window");
     if (window == NULL)
         config->sliding_window = 128;
-    read_integer(reader, "sliding_window", OPTIONAL, 1, MAX_POSITIONS, &config->sliding_window);
+    gptoss_config_integer(reader, "sliding_window", GPTOSS_CONFIG_OPTIONAL, 1, GPTOSS_MAX_POSITIONS,
+                          &config->sliding_window);
     if (types != NULL &&
         (!cJSON_IsArray(types) || cJSON_GetArraySize(types) != config->num_layers)) {
-        fail(reader, "layer_types", "an array with one entry a layer", types);
+        gptoss_config_fail(reader, "layer_types", "an array with one entry a layer", types);
         return;
     }
     const cJSON *type = types == NULL ? NULL : types->child;
@@ -183,11 +104,12 @@ static void read_layers(const struct reader *reader, struct gptoss_config *confi
             slides = cJSON_IsString(type) && strcmp(type->valuestring, "sliding_attention") == 0;
             if (!slides &&
                 !(cJSON_IsString(type) && strcmp(type->valuestring, "full_attention") == 0)) {
-                fail(reader, "layer_types", "\"sliding_attention\" or \"full_attention\"", type);
+                gptoss_config_fail(reader, "layer_types",
+                                   "\"sliding_attention\" or \"full_attention\"", type);
             }
             if (slides && config->sliding_window == 0) {
-                fail(reader, "sliding_window", "an integer, since layer_types has sliding layers",
-                     window);
+                gptoss_config_fail(reader, "sliding_window",
+                                   "an integer, since layer_types has sliding layers", window);
             }
             type = type->next;
         }
@@ -199,28 +121,28 @@ static double yarn_scale(double factor, double mscale) {
     return factor <= 1.0 ? 1.0 : 0.1 * mscale * gptoss_log(factor) + 1.0;
 }
 
-static void check_betas(const struct reader *reader, const struct gptoss_config *config,
-                        const char *fast, const char *slow) {
+static void check_betas(const struct gptoss_config_reader *reader,
+                        const struct gptoss_config *config, const char *fast, const char *slow) {
     if (config->rope_beta_fast > config->rope_beta_slow)
         return;
     char expected[96];
     snprintf(expected, sizeof expected, "a number above %s", slow);
-    fail(reader, fast, expected, find(reader, fast));
+    gptoss_config_fail(reader, fast, expected, gptoss_config_find(reader, fast));
 }
 
-static void read_yarn(const struct reader *rope, struct gptoss_config *config) {
+static void read_yarn(const struct gptoss_config_reader *rope, struct gptoss_config *config) {
     double mscale = 0.0, mscale_all_dim = 0.0, attention_factor = 0.0;
     config->rope_scaling = GPTOSS_ROPE_YARN;
-    read_integer(rope, "original_max_position_embeddings", OPTIONAL, 1, MAX_POSITIONS,
-                 &config->rope_original_positions);
+    gptoss_config_integer(rope, "original_max_position_embeddings", GPTOSS_CONFIG_OPTIONAL, 1,
+                          GPTOSS_MAX_POSITIONS, &config->rope_original_positions);
     config->rope_factor = (double)config->max_positions / config->rope_original_positions;
-    read_number(rope, "factor", 0.0, 1e6, &config->rope_factor);
-    read_number(rope, "beta_fast", 0.0, 1e6, &config->rope_beta_fast);
-    read_number(rope, "beta_slow", 0.0, 1e6, &config->rope_beta_slow);
-    read_bool(rope, "truncate", &config->rope_truncate);
-    read_number(rope, "attention_factor", 0.0, 1e3, &attention_factor);
-    read_number(rope, "mscale", 0.0, 1e3, &mscale);
-    read_number(rope, "mscale_all_dim", 0.0, 1e3, &mscale_all_dim);
+    gptoss_config_number(rope, "factor", 0.0, 1e6, &config->rope_factor);
+    gptoss_config_number(rope, "beta_fast", 0.0, 1e6, &config->rope_beta_fast);
+    gptoss_config_number(rope, "beta_slow", 0.0, 1e6, &config->rope_beta_slow);
+    gptoss_config_bool(rope, "truncate", &config->rope_truncate);
+    gptoss_config_number(rope, "attention_factor", 0.0, 1e3, &attention_factor);
+    gptoss_config_number(rope, "mscale", 0.0, 1e3, &mscale);
+    gptoss_config_number(rope, "mscale_all_dim", 0.0, 1e3, &mscale_all_dim);
     if (attention_factor == 0.0) {
         attention_factor = yarn_scale(config->rope_factor, 1.0);
         if (mscale != 0.0 && mscale_all_dim != 0.0) {
@@ -232,34 +154,19 @@ static void read_yarn(const struct reader *rope, struct gptoss_config *config) {
     check_betas(rope, config, "beta_fast", "beta_slow");
 }
 
-/* Settings that change the rotation and that nothing here acts on must not pass in silence. */
-static void refuse_unknown_rope(const struct reader *rope) {
-    const cJSON *item;
-    double rotated = 1.0;
-    cJSON_ArrayForEach(item, rope->object) {
-        if (cJSON_IsObject(item))
-            fail(rope, item->string, "one setting for all layers", item);
-    }
-    read_number(rope, "partial_rotary_factor", 0.0, 1.0, &rotated);
-    if (rotated != 1.0)
-        fail(rope, "partial_rotary_factor", "1", find(rope, "partial_rotary_factor"));
-}
-
-static void read_huggingface_rope(const struct reader *reader, struct gptoss_config *config) {
-    static const char *const names[2][2] = {{"rope_scaling", "rope_scaling."},
-                                            {"rope_parameters", "rope_parameters."}};
-    const char *const *name = names[find(reader, "rope_parameters") != NULL];
-    const cJSON *settings = find(reader, name[0]);
+static void read_huggingface_rope(const struct gptoss_config_reader *reader,
+                                  struct gptoss_config *config) {
+    struct gptoss_config_reader rope;
     bool is_stated = cJSON_GetObjectItemCaseSensitive(reader->object, "rope_scaling") != NULL ||
                      cJSON_GetObjectItemCaseSensitive(reader->object, "rope_parameters") != NULL;
 
-    read_integer(reader, "max_position_embeddings", REQUIRED, 1, MAX_POSITIONS,
-                 &config->max_positions);
-    read_number(reader, "rope_theta", 1.0, 1e15, &config->rope_theta);
+    gptoss_config_integer(reader, "max_position_embeddings", GPTOSS_CONFIG_REQUIRED, 1,
+                          GPTOSS_MAX_POSITIONS, &config->max_positions);
+    gptoss_config_number(reader, "rope_theta", 1.0, 1e15, &config->rope_theta);
     config->rope_original_positions = config->max_positions;
-    read_integer(reader, "initial_context_length", OPTIONAL, 1, MAX_POSITIONS,
-                 &config->rope_original_positions);
-    if (settings == NULL) {
+    gptoss_config_integer(reader, "initial_context_length", GPTOSS_CONFIG_OPTIONAL, 1,
+                          GPTOSS_MAX_POSITIONS, &config->rope_original_positions);
+    if (!gptoss_config_rope(reader, &rope)) {
         /* null turns scaling off; without the key the family's default holds: transformers. */
         if (is_stated || *reader->status != GPTOSS_OK)
             return;
@@ -269,42 +176,37 @@ static void read_huggingface_rope(const struct reader *reader, struct gptoss_con
         config->rope_attention_factor = yarn_scale(config->rope_factor, 1.0);
         return;
     }
-    if (!cJSON_IsObject(settings))
-        fail(reader, name[0], "an object", settings);
-    struct reader rope = *reader;
-    rope.section = name[1];
-    rope.object = settings;
-    refuse_unknown_rope(&rope);
-    read_number(&rope, "rope_theta", 1.0, 1e15, &config->rope_theta);
-    const char *type_key = either(&rope, "rope_type", "type");
-    const cJSON *type = find(&rope, type_key);
+    gptoss_config_number(&rope, "rope_theta", 1.0, 1e15, &config->rope_theta);
+    const char *type_key = gptoss_config_either(&rope, "rope_type", "type");
+    const cJSON *type = gptoss_config_find(&rope, type_key);
     if (*reader->status != GPTOSS_OK)
         return;
     if (cJSON_IsString(type) && strcmp(type->valuestring, "yarn") == 0) {
         read_yarn(&rope, config);
-    } else if (type == NULL ? find(&rope, "factor") != NULL
+    } else if (type == NULL ? gptoss_config_find(&rope, "factor") != NULL
                             : !cJSON_IsString(type) || strcmp(type->valuestring, "default") != 0) {
-        fail(&rope, type_key, "\"yarn\" or \"default\"", type);
+        gptoss_config_fail(&rope, type_key, "\"yarn\" or \"default\"", type);
     }
 }
 
 /* rope_ntk_alpha is what YaRN calls beta_slow, rope_ntk_beta is beta_fast. */
-static void read_original_rope(const struct reader *reader, struct gptoss_config *config) {
+static void read_original_rope(const struct gptoss_config_reader *reader,
+                               struct gptoss_config *config) {
     double factor = 32.0;
     config->rope_original_positions = 4096;
-    read_number(reader, "rope_theta", 1.0, 1e15, &config->rope_theta);
-    read_integer(reader, "initial_context_length", OPTIONAL, 1, MAX_POSITIONS,
-                 &config->rope_original_positions);
-    read_number(reader, "rope_scaling_factor", 0.0, 1e6, &factor);
-    read_number(reader, "rope_ntk_alpha", 0.0, 1e6, &config->rope_beta_slow);
-    read_number(reader, "rope_ntk_beta", 0.0, 1e6, &config->rope_beta_fast);
+    gptoss_config_number(reader, "rope_theta", 1.0, 1e15, &config->rope_theta);
+    gptoss_config_integer(reader, "initial_context_length", GPTOSS_CONFIG_OPTIONAL, 1,
+                          GPTOSS_MAX_POSITIONS, &config->rope_original_positions);
+    gptoss_config_number(reader, "rope_scaling_factor", 0.0, 1e6, &factor);
+    gptoss_config_number(reader, "rope_ntk_alpha", 0.0, 1e6, &config->rope_beta_slow);
+    gptoss_config_number(reader, "rope_ntk_beta", 0.0, 1e6, &config->rope_beta_fast);
     config->max_positions = config->rope_original_positions;
     if (factor <= 1.0)
         return;
     double positions = config->rope_original_positions * factor;
-    if (positions > MAX_POSITIONS) {
-        fail(reader, "rope_scaling_factor", "at most 2^30 positions in all",
-             find(reader, "rope_scaling_factor"));
+    if (positions > GPTOSS_MAX_POSITIONS) {
+        gptoss_config_fail(reader, "rope_scaling_factor", "at most 2^30 positions in all",
+                           gptoss_config_find(reader, "rope_scaling_factor"));
         return;
     }
     config->max_positions = (int32_t)positions;
@@ -314,69 +216,43 @@ static void read_original_rope(const struct reader *reader, struct gptoss_config
     check_betas(reader, config, "rope_ntk_beta", "rope_ntk_alpha");
 }
 
-/* model_type says what the file describes; the original release has none, but counts experts in its
- * own way. */
-static void check_model_type(const struct reader *reader, const cJSON *type) {
-    if (type == NULL && find(reader, "num_experts") != NULL)
-        return;
-    if (!cJSON_IsString(type)) {
-        fail(reader, "model_type", "\"gpt_oss\"", type);
-    } else if (strcmp(type->valuestring, "gpt_oss") != 0) {
-        gptoss_error_set(reader->error, GPTOSS_ERROR_FORMAT,
-                         "%s: unsupported model type '%.64s'; supported: gpt_oss", reader->file,
-                         type->valuestring);
-        gptoss_error_where(reader->error, reader->file, NULL, -1);
-        gptoss_error_expected(reader->error, "gpt_oss");
-        gptoss_error_found(reader->error, "'%s'", type->valuestring);
-        *reader->status = GPTOSS_ERROR_FORMAT;
-    }
-}
-
 /* ---- GGUF ---- */
 
-/* Fails unless the key is absent or holds this number. */
-static void demand_number(const struct reader *reader, const char *key, double number) {
-    const cJSON *item = find(reader, key);
-    if (item == NULL || (cJSON_IsNumber(item) && item->valuedouble == number))
-        return;
-    char expected[64];
-    snprintf(expected, sizeof expected, "%.12g", number);
-    fail(reader, key, expected, item);
-}
-
 /* llama.cpp knows no more of the rotation than this; what it multiplies beyond must be neutral. */
-static void read_gguf_rope(const struct reader *reader, struct gptoss_config *config) {
-    read_integer(reader, "context_length", REQUIRED, 1, MAX_POSITIONS, &config->max_positions);
-    read_number(reader, "rope.freq_base", 1.0, 1e15, &config->rope_theta);
-    demand_number(reader, "rope.dimension_count", config->head_dim);
-    demand_number(reader, "rope.freq_base_swa", config->rope_theta);
-    demand_number(reader, "rope.scaling.attn_factor", 1.0);
-    demand_number(reader, "rope.scaling.yarn_attn_factor", 1.0);
-    demand_number(reader, "rope.scaling.yarn_ext_factor", 1.0);
-    demand_number(reader, "rope.scale_linear", 1.0);
+static void read_gguf_rope(const struct gptoss_config_reader *reader,
+                           struct gptoss_config *config) {
+    gptoss_config_integer(reader, "context_length", GPTOSS_CONFIG_REQUIRED, 1, GPTOSS_MAX_POSITIONS,
+                          &config->max_positions);
+    gptoss_config_number(reader, "rope.freq_base", 1.0, 1e15, &config->rope_theta);
+    gptoss_config_demand_number(reader, "rope.dimension_count", config->head_dim);
+    gptoss_config_demand_number(reader, "rope.freq_base_swa", config->rope_theta);
+    gptoss_config_demand_number(reader, "rope.scaling.attn_factor", 1.0);
+    gptoss_config_demand_number(reader, "rope.scaling.yarn_attn_factor", 1.0);
+    gptoss_config_demand_number(reader, "rope.scaling.yarn_ext_factor", 1.0);
+    gptoss_config_demand_number(reader, "rope.scale_linear", 1.0);
     config->rope_original_positions = config->max_positions;
-    const cJSON *type = find(reader, "rope.scaling.type");
+    const cJSON *type = gptoss_config_find(reader, "rope.scaling.type");
     if (type == NULL)
-        demand_number(reader, "rope.scaling.factor", 1.0);
+        gptoss_config_demand_number(reader, "rope.scaling.factor", 1.0);
     if (*reader->status != GPTOSS_OK || type == NULL ||
         (cJSON_IsString(type) && strcmp(type->valuestring, "none") == 0))
         return;
     if (!cJSON_IsString(type) || strcmp(type->valuestring, "yarn") != 0) {
-        fail(reader, "rope.scaling.type", "\"yarn\" or \"none\"", type);
+        gptoss_config_fail(reader, "rope.scaling.type", "\"yarn\" or \"none\"", type);
         return;
     }
     config->rope_scaling = GPTOSS_ROPE_YARN;
-    read_integer(reader, "rope.scaling.original_context_length", OPTIONAL, 1, MAX_POSITIONS,
-                 &config->rope_original_positions);
+    gptoss_config_integer(reader, "rope.scaling.original_context_length", GPTOSS_CONFIG_OPTIONAL, 1,
+                          GPTOSS_MAX_POSITIONS, &config->rope_original_positions);
     config->rope_factor = (double)config->max_positions / config->rope_original_positions;
-    read_number(reader, "rope.scaling.factor", 0.0, 1e6, &config->rope_factor);
-    read_number(reader, "rope.scaling.yarn_beta_fast", 0.0, 1e6, &config->rope_beta_fast);
-    read_number(reader, "rope.scaling.yarn_beta_slow", 0.0, 1e6, &config->rope_beta_slow);
+    gptoss_config_number(reader, "rope.scaling.factor", 0.0, 1e6, &config->rope_factor);
+    gptoss_config_number(reader, "rope.scaling.yarn_beta_fast", 0.0, 1e6, &config->rope_beta_fast);
+    gptoss_config_number(reader, "rope.scaling.yarn_beta_slow", 0.0, 1e6, &config->rope_beta_slow);
     config->rope_attention_factor = yarn_scale(config->rope_factor, 1.0);
     check_betas(reader, config, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow");
 }
 
-static void read_gguf(const struct reader *reader, struct gptoss_config *config) {
+static void read_gguf(const struct gptoss_config_reader *reader, struct gptoss_config *config) {
     static const struct size_keys keys = {
         .num_layers = "block_count",
         .hidden_size = "embedding_length",
@@ -389,12 +265,13 @@ static void read_gguf(const struct reader *reader, struct gptoss_config *config)
         .experts_per_token = "expert_used_count",
     };
     read_sizes(reader, &keys, config);
-    demand_number(reader, "attention.value_length", config->head_dim);
-    read_float(reader, "attention.layer_norm_rms_epsilon", 1e-30, 1.0, &config->rms_norm_eps);
+    gptoss_config_demand_number(reader, "attention.value_length", config->head_dim);
+    gptoss_config_float(reader, "attention.layer_norm_rms_epsilon", 1e-30, 1.0,
+                        &config->rms_norm_eps);
     config->sliding_window = 128;
-    read_integer(reader, "attention.sliding_window", OPTIONAL, 1, MAX_POSITIONS,
-                 &config->sliding_window);
-    demand_number(reader, "attention.sliding_window_pattern", 2.0);
+    gptoss_config_integer(reader, "attention.sliding_window", GPTOSS_CONFIG_OPTIONAL, 1,
+                          GPTOSS_MAX_POSITIONS, &config->sliding_window);
+    gptoss_config_demand_number(reader, "attention.sliding_window_pattern", 2.0);
     for (int32_t layer = 0; layer < config->num_layers; layer += 2)
         config->layer_is_sliding[layer] = true;
     read_gguf_rope(reader, config);
@@ -413,42 +290,101 @@ static const struct gptoss_config defaults = {.architecture = "gpt_oss",
                                               .rope_beta_slow = 1.0,
                                               .rope_attention_factor = 1.0};
 
+static void read_gpt_oss(const struct gptoss_config_reader *reader, struct gptoss_config *config) {
+    *config = defaults;
+    read_json_sizes(reader, config);
+    if (*reader->status == GPTOSS_OK)
+        read_options(reader, config);
+    if (*reader->status == GPTOSS_OK)
+        read_layers(reader, config);
+    if (*reader->status == GPTOSS_OK)
+        (gptoss_config_find(reader, "model_type") != NULL ? read_huggingface_rope
+                                                          : read_original_rope)(reader, config);
+}
+
+static void read_gguf_gpt_oss(const struct gptoss_config_reader *reader,
+                              struct gptoss_config *config) {
+    *config = defaults;
+    read_gguf(reader, config);
+}
+
+static const struct family {
+    const char *model_type, *gguf, *gguf_prefix; /* gguf: general.architecture */
+    void (*read)(const struct gptoss_config_reader *reader, struct gptoss_config *config);
+    void (*read_gguf)(const struct gptoss_config_reader *reader, struct gptoss_config *config);
+} families[] = {
+    {"gpt_oss", "gpt-oss", "gpt-oss.", read_gpt_oss, read_gguf_gpt_oss},
+    {"llama", "llama", "llama.", gptoss_config_llama, gptoss_config_gguf_llama},
+    {"gpt2", "gpt2", "gpt2.", gptoss_config_gpt2, gptoss_config_gguf_gpt2},
+};
+#define NUM_FAMILIES (sizeof families / sizeof families[0])
+
+enum gptoss_status gptoss_config_unsupported(const char *file, const cJSON *architecture,
+                                             struct gptoss_error *error) {
+    static const char supported[] = "gpt-oss, llama, gpt2";
+    char text[128];
+    gptoss_json_describe(architecture, text, sizeof text);
+    gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
+                     "%s: unsupported architecture %s; supported: %s", file, text, supported);
+    gptoss_error_where(error, file, NULL, -1);
+    gptoss_error_expected(error, "%s", supported);
+    gptoss_error_found(error, "%s", text);
+    return GPTOSS_ERROR_UNSUPPORTED;
+}
+
+/* model_type says what the file describes; openai's original release has none, but counts experts
+ * in its own way. NULL: refused. */
+static const struct family *find_family(const struct gptoss_config_reader *reader) {
+    const cJSON *type = gptoss_config_find(reader, "model_type");
+    if (type == NULL && gptoss_config_find(reader, "num_experts") != NULL)
+        return &families[0];
+    if (!cJSON_IsString(type)) {
+        gptoss_config_fail(reader, "model_type", "\"gpt_oss\", \"llama\" or \"gpt2\"", type);
+        return NULL;
+    }
+    for (size_t i = 0; i < NUM_FAMILIES; ++i)
+        if (strcmp(type->valuestring, families[i].model_type) == 0)
+            return &families[i];
+    *reader->status = gptoss_config_unsupported(reader->file, type, reader->error);
+    return NULL;
+}
+
 enum gptoss_status gptoss_config_read(const char *path, struct gptoss_config *config_out,
                                       struct gptoss_error *error) {
-    struct gptoss_config config = defaults;
+    struct gptoss_config config;
     cJSON *object = NULL;
     enum gptoss_status status = gptoss_json_read(path, &object, error);
     if (status != GPTOSS_OK)
         return status;
-
-    struct reader reader = {
+    struct gptoss_config_reader reader = {
         .file = path, .section = "", .object = object, .status = &status, .error = error};
-    const cJSON *type = find(&reader, "model_type");
-    check_model_type(&reader, type);
-    if (status == GPTOSS_OK)
-        read_json_sizes(&reader, &config);
-    if (status == GPTOSS_OK)
-        read_options(&reader, &config);
-    if (status == GPTOSS_OK)
-        read_layers(&reader, &config);
-    if (status == GPTOSS_OK && type != NULL)
-        read_huggingface_rope(&reader, &config);
-    if (status == GPTOSS_OK && type == NULL)
-        read_original_rope(&reader, &config);
+    const struct family *family = find_family(&reader);
+    if (family != NULL)
+        family->read(&reader, &config);
     cJSON_Delete(object);
     if (status == GPTOSS_OK)
         *config_out = config;
     return status;
 }
 
-enum gptoss_status gptoss_config_from_gguf(const char *path, const cJSON *keys,
+const char *gptoss_config_gguf_prefix(const char *architecture) {
+    for (size_t i = 0; i < NUM_FAMILIES; ++i)
+        if (strcmp(architecture, families[i].gguf) == 0)
+            return families[i].gguf_prefix;
+    return NULL;
+}
+
+enum gptoss_status gptoss_config_from_gguf(const char *path, const char *prefix, const cJSON *keys,
                                            struct gptoss_config *config_out,
                                            struct gptoss_error *error) {
-    struct gptoss_config config = defaults;
+    struct gptoss_config config;
     enum gptoss_status status = GPTOSS_OK;
-    struct reader reader = {
-        .file = path, .section = "gpt-oss.", .object = keys, .status = &status, .error = error};
-    read_gguf(&reader, &config);
+    struct gptoss_config_reader reader = {
+        .file = path, .section = prefix, .object = keys, .status = &status, .error = error};
+    const struct family *family = families;
+    while (strcmp(family->gguf_prefix, prefix) != 0)
+        ++family;
+    family->read_gguf(&reader, &config);
     if (status == GPTOSS_OK)
         *config_out = config;
     return status;

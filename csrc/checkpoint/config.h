@@ -1,6 +1,6 @@
-/* The configuration of a gpt-oss checkpoint: config.json in the spelling of Hugging Face
- * (rope_scaling or rope_parameters) or of the original release (rope_ntk_alpha and so on; known by
- * having no model_type), or the metadata that llama.cpp's converter writes into a GGUF file. */
+/* The configuration of a checkpoint: config.json in the spelling of Hugging Face (rope_scaling or
+ * rope_parameters) or of the original release of gpt-oss (rope_ntk_alpha and so on; known by having
+ * no model_type), or the metadata that llama.cpp's converter writes into a GGUF file. */
 #ifndef GPTOSS_CHECKPOINT_CONFIG_H
 #define GPTOSS_CHECKPOINT_CONFIG_H
 
@@ -16,9 +16,17 @@
 enum gptoss_status gptoss_config_read(const char *path, struct gptoss_config *config_out,
                                       struct gptoss_error *error);
 
-/* keys: the metadata "gpt-oss.*" without that prefix. It says nothing of the pattern of the layers,
- * the limits of SwiGLU and the truncation of YaRN's range: those are the released models'. */
-enum gptoss_status gptoss_config_from_gguf(const char *path, const cJSON *keys,
+/* GPTOSS_ERROR_UNSUPPORTED that names the architectures there are. */
+enum gptoss_status gptoss_config_unsupported(const char *file, const cJSON *architecture,
+                                             struct gptoss_error *error);
+
+/* What begins the keys of an architecture in GGUF files, "llama."; NULL if it is not supported. */
+const char *gptoss_config_gguf_prefix(const char *architecture);
+
+/* keys: the metadata that begin with the prefix, without it. Those of gpt-oss say nothing of the
+ * pattern of the layers, the limits of SwiGLU and the truncation of YaRN's range: those are the
+ * released models'. */
+enum gptoss_status gptoss_config_from_gguf(const char *path, const char *prefix, const cJSON *keys,
                                            struct gptoss_config *config_out,
                                            struct gptoss_error *error);
 

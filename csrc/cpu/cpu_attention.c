@@ -1,4 +1,4 @@
-/* Rotary positions, the cache's new rows, and attention with sinks. */
+/* Rotary positions, the cache's new rows, and attention. */
 #include <math.h>
 #include <string.h>
 
@@ -30,20 +30,30 @@ static void store_head(const struct gptoss_kernels *kernels, enum gptoss_dtype d
         memcpy(out, x, (size_t)n * sizeof *x);
 }
 
+static void rotate(const struct rope_append *work, int64_t row, float *queries, float *keys) {
+    const struct gptoss_rope_append *operation = work->operation;
+    if (operation->rotation == GPTOSS_ROTATE_NOTHING)
+        return;
+    int64_t half = operation->head_dim / 2;
+    const float *cosine = work->table->cosine + row * half, *sine = work->table->sine + row * half;
+    __typeof__(work->kernels->rope) rope = operation->rotation == GPTOSS_ROTATE_NEIGHBOURS
+                                               ? work->kernels->rope_neighbours
+                                               : work->kernels->rope;
+    rope(queries, cosine, sine, half, operation->num_heads);
+    rope(keys, cosine, sine, half, operation->num_kv_heads);
+}
+
 static void rope_append_task(void *context, int64_t row, int thread) {
     (void)thread;
     const struct rope_append *work = context;
     const struct gptoss_rope_append *operation = work->operation;
     const struct gptoss_row_table *table = work->table;
-    int64_t head_dim = operation->head_dim, half = head_dim / 2,
-            num_kv_heads = operation->num_kv_heads;
+    int64_t head_dim = operation->head_dim, num_kv_heads = operation->num_kv_heads;
     float *queries =
         gptoss_buffer_floats(operation->queries) + row * operation->num_heads * head_dim;
     float *keys = gptoss_buffer_floats(operation->keys) + row * num_kv_heads * head_dim;
     const float *values = gptoss_buffer_floats(operation->values) + row * num_kv_heads * head_dim;
-    const float *cosine = table->cosine + row * half, *sine = table->sine + row * half;
-    work->kernels->rope(queries, cosine, sine, half, operation->num_heads);
-    work->kernels->rope(keys, cosine, sine, half, num_kv_heads);
+    rotate(work, row, queries, keys);
 
     int64_t position = table->rows[row].position;
     const struct gptoss_cache *cache = table->caches[table->rows[row].slot];
@@ -88,7 +98,7 @@ struct attention {
     const struct gptoss_attention *operation;
     const struct block *blocks;
     int64_t num_blocks;
-    const float *sinks;
+    const float *sinks;  /* [num_heads], or NULL */
     int64_t group;       /* query heads of a KV head */
     int64_t max_queries; /* of a block */
     int64_t max_tiles;   /* of a block */
@@ -203,12 +213,15 @@ static void attend_tile(const struct attention *work, const struct block *block,
     (f16 ? kernels->attention_tile_f16 : kernels->attention_tile_f32)(&tile, memory->kernel);
 }
 
-/* A query's state begins as (maximum, sum, value) = (sink, 1, 0). */
+/* A query's state begins as (maximum, sum, value) = (sink, 1, 0), without sinks as (-infinity, 0,
+ * 0). */
 static void begin_query(const struct attention *work, int64_t kv_head, int64_t query,
                         const struct results *state) {
     int64_t head_dim = work->operation->head_dim;
-    state->maximum[query] = work->sinks[kv_head * work->group + query % work->group];
-    state->sum[query] = 1.0f;
+    bool has_sink = work->sinks != NULL;
+    state->maximum[query] =
+        has_sink ? work->sinks[kv_head * work->group + query % work->group] : -INFINITY;
+    state->sum[query] = has_sink ? 1.0f : 0.0f;
     memset(state->value + query * head_dim, 0, (size_t)head_dim * sizeof *state->value);
 }
 
@@ -349,19 +362,21 @@ enum gptoss_status gptoss_cpu_attention(struct gptoss_backend *base,
     int64_t max_rows = group < MAX_BLOCK_QUERIES ? MAX_BLOCK_QUERIES / group : 1;
     if (max_rows > table->num_rows)
         max_rows = table->num_rows;
-    uint64_t sink_bytes = (uint64_t)operation->num_heads * sizeof(float);
-    GPTOSS_TRY(gptoss_scratch_reserve(&backend->decoded, sink_bytes));
+    if (operation->sinks != NULL)
+        GPTOSS_TRY(gptoss_scratch_reserve(&backend->decoded,
+                                          (uint64_t)operation->num_heads * sizeof(float)));
     GPTOSS_TRY(gptoss_scratch_reserve(&backend->grouping,
                                       (uint64_t)table->num_rows * sizeof(struct block)));
     GPTOSS_TRY(gptoss_thread_scratch_reserve(
         backend, block_memory_floats(max_rows * group, operation->head_dim) * sizeof(float)));
-    gptoss_decode_elements(operation->sinks->dtype, operation->sinks->data,
-                           (size_t)operation->num_heads, backend->decoded.memory);
+    if (operation->sinks != NULL)
+        gptoss_decode_elements(operation->sinks->dtype, operation->sinks->data,
+                               (size_t)operation->num_heads, backend->decoded.memory);
     struct attention work = {
         .backend = backend,
         .table = table,
         .operation = operation,
-        .sinks = backend->decoded.memory,
+        .sinks = operation->sinks != NULL ? backend->decoded.memory : NULL,
         .group = group,
         .max_queries = max_rows * group,
     };

@@ -67,7 +67,9 @@ struct gptoss_matrix gptoss_matrix_at(const struct gptoss_weight *weight, int64_
     enum gptoss_layout layout = weight->dtype == GPTOSS_DTYPE_F32   ? GPTOSS_LAYOUT_F32
                                 : weight->dtype == GPTOSS_DTYPE_F16 ? GPTOSS_LAYOUT_F16
                                                                     : GPTOSS_LAYOUT_BF16;
-    int64_t line = weight->transposed ? weight->num_rows : weight->num_columns;
+    int64_t line = !weight->transposed      ? weight->num_columns
+                   : weight->num_stored > 0 ? weight->num_stored
+                                            : weight->num_rows;
     matrix.row_bytes = line * (int64_t)gptoss_dtype_bytes(weight->dtype);
     matrix.layout =
         weight->transposed ? layout + (GPTOSS_LAYOUT_F32_TRANSPOSED - GPTOSS_LAYOUT_F32) : layout;
@@ -273,6 +275,7 @@ static const struct gptoss_backend_operations cpu_operations = {
     .rope_append = gptoss_cpu_rope_append,
     .attention = gptoss_cpu_attention,
     .linear_residual = gptoss_cpu_linear_residual,
+    .mlp_up = gptoss_cpu_mlp_up,
     .route = gptoss_cpu_route,
     .expert_gate_up = gptoss_cpu_expert_gate_up,
     .expert_down = gptoss_cpu_expert_down,

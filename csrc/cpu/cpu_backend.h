@@ -39,7 +39,7 @@ struct gptoss_cpu_backend {
 
     struct gptoss_scratch *thread_scratch; /* one a thread */
     struct gptoss_scratch packed;          /* inputs of matrix products in lane order */
-    struct gptoss_scratch decoded;         /* a norm's gain in float32 */
+    struct gptoss_scratch decoded;         /* a norm's gain and bias in float32 */
     struct gptoss_scratch grouping;        /* tokens by expert */
 };
 
@@ -77,11 +77,6 @@ const uint8_t *gptoss_vector_at(const struct gptoss_vector *vector, int64_t inde
 /* One matrix (of one expert) as the kernels take it. */
 struct gptoss_matrix gptoss_matrix_at(const struct gptoss_weight *weight, int64_t index);
 
-/* normed line r = rms_norm(x line r) * gain for num_rows rows of n floats. */
-enum gptoss_status gptoss_cpu_norm_rows(struct gptoss_cpu_backend *backend, const float *x,
-                                        float *normed, const struct gptoss_vector *gain,
-                                        float epsilon, int64_t num_rows);
-
 /* The operations, by file: cpu_linear.c, cpu_attention.c, cpu_experts.c, cpu_cache.c. */
 enum gptoss_status gptoss_cpu_embed(struct gptoss_backend *, const struct gptoss_row_table *,
                                     const struct gptoss_embed *);
@@ -90,6 +85,8 @@ enum gptoss_status gptoss_cpu_norm_linear(struct gptoss_backend *, const struct 
 enum gptoss_status gptoss_cpu_linear_residual(struct gptoss_backend *,
                                               const struct gptoss_row_table *,
                                               const struct gptoss_linear_residual *);
+enum gptoss_status gptoss_cpu_mlp_up(struct gptoss_backend *, const struct gptoss_row_table *,
+                                     const struct gptoss_mlp_up *);
 enum gptoss_status gptoss_cpu_unembed(struct gptoss_backend *, const struct gptoss_row_table *,
                                       const struct gptoss_unembed *);
 enum gptoss_status gptoss_cpu_rope_append(struct gptoss_backend *, const struct gptoss_row_table *,

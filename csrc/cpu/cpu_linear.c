@@ -7,7 +7,7 @@
 
 struct norm_rows {
     const struct gptoss_kernels *kernels;
-    const float *x, *gain;
+    const float *x, *gain, *bias; /* bias: NULL for RMSNorm */
     float *normed;
     int64_t num_elements;
     float epsilon;
@@ -16,20 +16,26 @@ struct norm_rows {
 static void norm_task(void *context, int64_t row, int thread) {
     (void)thread;
     const struct norm_rows *work = context;
-    work->kernels->rms_norm(work->x + row * work->num_elements, work->gain, work->num_elements,
-                            work->epsilon, work->normed + row * work->num_elements);
+    int64_t n = work->num_elements;
+    const float *x = work->x + row * n;
+    float *normed = work->normed + row * n;
+    if (work->bias == NULL)
+        work->kernels->rms_norm(x, work->gain, n, work->epsilon, normed);
+    else
+        work->kernels->layer_norm(x, work->gain, work->bias, n, work->epsilon, normed);
 }
 
-enum gptoss_status gptoss_cpu_norm_rows(struct gptoss_cpu_backend *backend, const float *x,
-                                        float *normed, const struct gptoss_vector *gain,
-                                        float epsilon, int64_t num_rows) {
-    int64_t n = gain->num_elements;
-    enum gptoss_status status =
-        gptoss_scratch_reserve(&backend->decoded, (uint64_t)n * sizeof(float));
-    if (status != GPTOSS_OK)
-        return status;
-    gptoss_decode_elements(gain->dtype, gain->data, (size_t)n, backend->decoded.memory);
-    struct norm_rows work = {backend->kernels, x, backend->decoded.memory, normed, n, epsilon};
+/* normed line r = norm(x line r) for num_rows rows. */
+static enum gptoss_status norm_rows(struct gptoss_cpu_backend *backend, const float *x,
+                                    float *normed, const struct gptoss_norm *norm,
+                                    int64_t num_rows) {
+    int64_t n = norm->gain->num_elements;
+    GPTOSS_TRY(gptoss_scratch_reserve(&backend->decoded, 2 * (uint64_t)n * sizeof(float)));
+    float *gain = backend->decoded.memory, *bias = norm->bias != NULL ? gain + n : NULL;
+    gptoss_decode_elements(norm->gain->dtype, norm->gain->data, (size_t)n, gain);
+    if (bias != NULL)
+        gptoss_decode_elements(norm->bias->dtype, norm->bias->data, (size_t)n, bias);
+    struct norm_rows work = {backend->kernels, x, gain, bias, normed, n, norm->epsilon};
     return gptoss_cpu_run_rows(backend, norm_task, &work, num_rows, num_rows);
 }
 
@@ -49,27 +55,39 @@ static struct gptoss_product dense_product(const struct gptoss_weight *weight,
 }
 
 struct embedding {
+    struct gptoss_cpu_backend *backend;
     const struct gptoss_row *rows;
     const struct gptoss_embed *operation;
 };
 
+static void decode_line(const struct gptoss_weight *weight, int64_t line, float *out) {
+    uint64_t n = (uint64_t)weight->num_columns;
+    uint64_t row_bytes = gptoss_dtype_row_bytes(weight->dtype, n);
+    gptoss_decode_row(weight->dtype, weight->data + (uint64_t)line * row_bytes, NULL, n, out);
+}
+
 static void embed_task(void *context, int64_t row, int thread) {
-    (void)thread;
     const struct embedding *work = context;
-    const struct gptoss_weight *embedding = work->operation->embedding;
-    uint64_t hidden = (uint64_t)embedding->num_columns;
-    uint64_t row_bytes = gptoss_dtype_row_bytes(embedding->dtype, hidden);
-    gptoss_decode_row(embedding->dtype,
-                      embedding->data + (uint64_t)work->rows[row].token * row_bytes, NULL, hidden,
-                      gptoss_buffer_floats(work->operation->out) + row * (int64_t)hidden);
+    const struct gptoss_embed *operation = work->operation;
+    int64_t hidden = operation->embedding->num_columns;
+    float *out = gptoss_buffer_floats(operation->out) + row * hidden;
+    decode_line(operation->embedding, work->rows[row].token, out);
+    if (operation->positions == NULL)
+        return;
+    float *position = work->backend->thread_scratch[thread].memory;
+    decode_line(operation->positions, work->rows[row].position, position);
+    work->backend->kernels->add(out, position, hidden);
 }
 
 enum gptoss_status gptoss_cpu_embed(struct gptoss_backend *base,
                                     const struct gptoss_row_table *table,
                                     const struct gptoss_embed *operation) {
-    struct embedding work = {table->rows, operation};
-    return gptoss_cpu_run_rows((struct gptoss_cpu_backend *)base, embed_task, &work,
-                               table->num_rows, table->num_rows);
+    struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
+    if (operation->positions != NULL)
+        GPTOSS_TRY(gptoss_thread_scratch_reserve(
+            backend, (uint64_t)operation->positions->num_columns * sizeof(float)));
+    struct embedding work = {backend, table->rows, operation};
+    return gptoss_cpu_run_rows(backend, embed_task, &work, table->num_rows, table->num_rows);
 }
 
 enum gptoss_status gptoss_cpu_norm_linear(struct gptoss_backend *base,
@@ -77,11 +95,8 @@ enum gptoss_status gptoss_cpu_norm_linear(struct gptoss_backend *base,
                                           const struct gptoss_norm_linear *operation) {
     struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
     float *normed = gptoss_buffer_floats(operation->normed);
-    enum gptoss_status status =
-        gptoss_cpu_norm_rows(backend, gptoss_buffer_floats(operation->x), normed, operation->gain,
-                             operation->epsilon, table->num_rows);
-    if (status != GPTOSS_OK)
-        return status;
+    GPTOSS_TRY(norm_rows(backend, gptoss_buffer_floats(operation->x), normed, &operation->norm,
+                         table->num_rows));
     struct gptoss_product products[3];
     for (int32_t i = 0; i < operation->num_outs; ++i)
         products[i] = dense_product(operation->weights[i], operation->biases[i], normed,
@@ -89,28 +104,67 @@ enum gptoss_status gptoss_cpu_norm_linear(struct gptoss_backend *base,
     return gptoss_cpu_multiply(backend, products, operation->num_outs);
 }
 
+struct residual {
+    const struct gptoss_kernels *kernels;
+    float *residual;
+    const float *y;
+    int64_t hidden;
+};
+
+static void residual_task(void *context, int64_t row, int thread) {
+    (void)thread;
+    const struct residual *work = context;
+    work->kernels->add(work->residual + row * work->hidden, work->y + row * work->hidden,
+                       work->hidden);
+}
+
 enum gptoss_status gptoss_cpu_linear_residual(struct gptoss_backend *base,
                                               const struct gptoss_row_table *table,
                                               const struct gptoss_linear_residual *operation) {
+    struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
+    float *residual = gptoss_buffer_floats(operation->residual);
+    float *out = operation->out != NULL ? gptoss_buffer_floats(operation->out) : residual;
     struct gptoss_product product =
-        dense_product(operation->weight, operation->bias, gptoss_buffer_floats(operation->x),
-                      gptoss_buffer_floats(operation->residual), table->num_rows);
-    product.end = GPTOSS_PRODUCT_ADD;
-    return gptoss_cpu_multiply((struct gptoss_cpu_backend *)base, &product, 1);
+        dense_product(operation->weight, operation->bias, gptoss_buffer_floats(operation->x), out,
+                      table->num_rows);
+    product.end = operation->out != NULL ? GPTOSS_PRODUCT_STORE : GPTOSS_PRODUCT_ADD;
+    GPTOSS_TRY(gptoss_cpu_multiply(backend, &product, 1));
+    if (operation->out == NULL)
+        return GPTOSS_OK;
+    struct residual work = {backend->kernels, residual, out, operation->weight->num_rows};
+    return gptoss_cpu_run_rows(backend, residual_task, &work, table->num_rows, table->num_rows);
+}
+
+enum gptoss_status gptoss_cpu_mlp_up(struct gptoss_backend *base,
+                                     const struct gptoss_row_table *table,
+                                     const struct gptoss_mlp_up *operation) {
+    struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
+    float *normed = gptoss_buffer_floats(operation->normed);
+    GPTOSS_TRY(norm_rows(backend, gptoss_buffer_floats(operation->x), normed, &operation->norm,
+                         table->num_rows));
+    struct gptoss_product product =
+        dense_product(operation->weight, operation->bias, normed,
+                      gptoss_buffer_floats(operation->out), table->num_rows);
+    product.end = GPTOSS_PRODUCT_GELU;
+    if (operation->up != NULL) {
+        product.end = GPTOSS_PRODUCT_SILU_UP;
+        product.up = gptoss_matrix_at(operation->up, 0);
+        product.up_bias = gptoss_vector_at(operation->up_bias, 0);
+    }
+    return gptoss_cpu_multiply(backend, &product, 1);
 }
 
 static enum gptoss_status norm_rows_of(struct gptoss_cpu_backend *backend,
                                        const struct gptoss_unembed *operation) {
-    int64_t hidden = operation->gain->num_elements;
+    int64_t hidden = operation->norm.gain->num_elements;
     const float *x = gptoss_buffer_floats(operation->x);
     float *normed = gptoss_buffer_floats(operation->normed);
     if (operation->rows == NULL)
-        return gptoss_cpu_norm_rows(backend, x + operation->first_row * hidden, normed,
-                                    operation->gain, operation->epsilon, operation->num_rows);
+        return norm_rows(backend, x + operation->first_row * hidden, normed, &operation->norm,
+                         operation->num_rows);
     for (int64_t i = 0; i < operation->num_rows; ++i)
-        GPTOSS_TRY(gptoss_cpu_norm_rows(backend, x + operation->rows[i] * hidden,
-                                        normed + i * hidden, operation->gain, operation->epsilon,
-                                        1));
+        GPTOSS_TRY(norm_rows(backend, x + operation->rows[i] * hidden, normed + i * hidden,
+                             &operation->norm, 1));
     return GPTOSS_OK;
 }
 

@@ -150,6 +150,8 @@ void gptoss_product_finish(const struct gptoss_kernels *kernels,
     case GPTOSS_PRODUCT_SWIGLU_UP:
         join_gate_and_up(kernels, product, results, num_rows, out + first_row);
         break;
+    case GPTOSS_PRODUCT_SILU_UP: kernels->silu_multiply(out + first_row, results, num_rows); break;
+    case GPTOSS_PRODUCT_GELU: kernels->gelu(results, num_rows, out + first_row); break;
     }
 }
 
@@ -185,7 +187,7 @@ static void multiply_task(void *context, int64_t task, int thread) {
     struct gptoss_product half = *product;
     half.end = GPTOSS_PRODUCT_STORE;
     multiply_rows(work->backend, &half, first_row, thread);
-    half.end = GPTOSS_PRODUCT_SWIGLU_UP;
+    half.end = product->end;
     half.matrix = product->up;
     half.bias = product->up_bias;
     multiply_rows(work->backend, &half, first_row, thread);
@@ -199,8 +201,7 @@ enum gptoss_status gptoss_cpu_multiply(struct gptoss_cpu_backend *backend,
     uint64_t scratch_bytes = 0;
     for (int32_t p = 0; p < num_products; ++p) {
         struct gptoss_product *product = &products[p];
-        assert(product->end != GPTOSS_PRODUCT_SWIGLU || product->up.data != NULL ||
-               product->matrix.num_rows % 2 == 0);
+        assert(product->end != GPTOSS_PRODUCT_SWIGLU || product->matrix.num_rows % 2 == 0);
         product->form = choose_form(backend->bf16_unit, product);
         product->task_rows = rows_of_task(product);
         row_tasks += num_row_tasks(product);

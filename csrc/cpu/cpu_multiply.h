@@ -8,16 +8,18 @@ struct gptoss_product_form;
 
 enum gptoss_product_end {
     GPTOSS_PRODUCT_STORE,
-    GPTOSS_PRODUCT_ADD,      /* out += the result */
-    GPTOSS_PRODUCT_SWIGLU,   /* half as many results: rows are gate and up in turn, or with a
-                                matrix `up` gate rows alone */
-    GPTOSS_PRODUCT_SWIGLU_UP /* rows are up, out holds the gate */
+    GPTOSS_PRODUCT_ADD,    /* out += the result */
+    GPTOSS_PRODUCT_GELU,   /* out = gelu(the result) */
+    GPTOSS_PRODUCT_SWIGLU, /* half as many results: rows are gate and up in turn */
+    /* With a matrix `up`; the other is the gate's. */
+    GPTOSS_PRODUCT_SWIGLU_UP,
+    GPTOSS_PRODUCT_SILU_UP /* out = silu(gate) * up */
 };
 
 /* One matrix product: for every token i, out line = matrix * x line + bias, where the x line is
  * number x_lines[i] (i if NULL) and the out line number out_lines[i]. All lines of out differ. */
 struct gptoss_product {
-    struct gptoss_matrix matrix, up; /* up: data NULL if there is none, else the shape of matrix */
+    struct gptoss_matrix matrix, up; /* up: shape and layout of matrix; data NULL without it */
     const uint8_t *bias, *up_bias;   /* NULL: none */
     enum gptoss_dtype bias_dtype;
     int64_t num_tokens;

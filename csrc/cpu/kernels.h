@@ -164,12 +164,24 @@ struct gptoss_kernels {
     /* out[i] = (x[i] * r) * gain[i], r = 1 / sqrt(sum(x * x) / n + eps); the sum of squares as an
      * unscaled dot product. */
     void (*rms_norm)(const float *x, const float *gain, int64_t n, float eps, float *out);
+    /* m = sum(x) / n, d[i] = x[i] - m, r = 1 / sqrt(sum(d * d) / n + eps); out[i] = fma(d[i] * r,
+     * gain[i], bias[i]); both sums in the lanes of an unscaled dot product. */
+    void (*layer_norm)(const float *x, const float *gain, const float *bias, int64_t n, float eps,
+                       float *out);
     /* Half-split rotation in place, half = head_dim / 2: a = x[i], b = x[i + half];
      * x[i] = fma(-b, sine[i], a * cosine[i]); x[i + half] = fma(a, sine[i], b * cosine[i]). */
     void (*rope)(float *x, const float *cosine, const float *sine, int64_t half, int64_t num_heads);
+    /* The same of neighbours: a = x[2i], b = x[2i + 1]. */
+    void (*rope_neighbours)(float *x, const float *cosine, const float *sine, int64_t half,
+                            int64_t num_heads);
     /* g = min(gate_up[2i], limit), u = clamp(gate_up[2i+1], -limit, limit), NaN passing;
      * out[i] = (g * (1 / (1 + exp(-(alpha * g))))) * (u + 1). */
     void (*swiglu)(const float *gate_up, int64_t n, float limit, float alpha, float *out);
+    /* gate[i] = (gate[i] * (1 / (1 + exp(-gate[i])))) * up[i] */
+    void (*silu_multiply)(float *gate, const float *up, int64_t n);
+    /* u = x[i] * fma(x[i] * x[i], a, b), a and b the float32 next to 0.044715 b and 2 sqrt(2 / pi);
+     * out[i] = x[i] * (1 / (1 + exp(-u))), the tanh form of GELU. */
+    void (*gelu)(const float *x, int64_t n, float *out);
     void (*add)(float *x, const float *y, int64_t n); /* x[i] = x[i] + y[i] */
     void (*multiply_add)(float *sum, float weight, const float *y,
                          int64_t n); /* sum[i] = fma(weight, y[i], sum[i]) */

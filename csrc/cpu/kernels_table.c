@@ -21,8 +21,12 @@ gptoss_attention_tile_fn GPTOSS_KERNEL(attention_tile_f32), GPTOSS_KERNEL(attent
 #define DECLARE(name) extern __typeof__(*((struct gptoss_kernels *)0)->name) GPTOSS_KERNEL(name)
 DECLARE(attention_merge);
 DECLARE(rms_norm);
+DECLARE(layer_norm);
 DECLARE(rope);
+DECLARE(rope_neighbours);
 DECLARE(swiglu);
+DECLARE(silu_multiply);
+DECLARE(gelu);
 DECLARE(add);
 DECLARE(multiply_add);
 DECLARE(divide);
@@ -61,8 +65,12 @@ const struct gptoss_kernels GPTOSS_KERNEL(kernels) = {
     .attention_tile_f16 = GPTOSS_KERNEL(attention_tile_f16),
     .attention_merge = GPTOSS_KERNEL(attention_merge),
     .rms_norm = GPTOSS_KERNEL(rms_norm),
+    .layer_norm = GPTOSS_KERNEL(layer_norm),
     .rope = GPTOSS_KERNEL(rope),
+    .rope_neighbours = GPTOSS_KERNEL(rope_neighbours),
     .swiglu = GPTOSS_KERNEL(swiglu),
+    .silu_multiply = GPTOSS_KERNEL(silu_multiply),
+    .gelu = GPTOSS_KERNEL(gelu),
     .add = GPTOSS_KERNEL(add),
     .multiply_add = GPTOSS_KERNEL(multiply_add),
     .divide = GPTOSS_KERNEL(divide),

@@ -163,7 +163,7 @@ static enum gptoss_status feed_block(struct gptoss_model *model, struct batch *b
         .progress_done = batch->num_done,
         .progress_total = batch->num_rows_total,
     };
-    GPTOSS_TRY(gptoss_gpt_oss_forward(model, &pass, error));
+    GPTOSS_TRY(gptoss_pass_run(model, &pass, error));
     GPTOSS_TRY(check_logits(batch, logits, vocab_size, error));
     for (int32_t i = 0; i < batch->num_parts; ++i) {
         const struct part *part = &batch->parts[i];

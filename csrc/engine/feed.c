@@ -138,7 +138,7 @@ enum gptoss_status gptoss_generator_run_block(struct gptoss_generator *generator
         pass.num_logits_rows = 1;
         pass.logits_out = generator->logits;
     }
-    enum gptoss_status status = gptoss_gpt_oss_forward(generator->model, &pass, error);
+    enum gptoss_status status = gptoss_pass_run(generator->model, &pass, error);
     for (int64_t row = 0; row < pass.num_logits_rows && status == GPTOSS_OK; ++row)
         status = gptoss_check_logits(pass.logits_out + row * vocab_size, vocab_size, error);
     return status;

@@ -25,6 +25,15 @@ static enum gptoss_status check_options(const struct gptoss_config *config,
         gptoss_error_found(error, "%" PRId64, options->max_context);
         return GPTOSS_ERROR_ARGUMENT;
     }
+    if (config->rope_scaling == GPTOSS_ROPE_NONE && options->max_context > config->max_positions) {
+        gptoss_error_set(error, GPTOSS_ERROR_ARGUMENT,
+                         "max_context is %" PRId64 ", but the positions of this model are learned, "
+                         "and there are %" PRId32 " of them",
+                         options->max_context, config->max_positions);
+        gptoss_error_expected(error, "1 .. %" PRId32, config->max_positions);
+        gptoss_error_found(error, "%" PRId64, options->max_context);
+        return GPTOSS_ERROR_ARGUMENT;
+    }
     if (options->kv_dtype != GPTOSS_DTYPE_F16 && options->kv_dtype != GPTOSS_DTYPE_F32) {
         gptoss_error_set(error, GPTOSS_ERROR_ARGUMENT, "the cache is kept in F16 or F32, not %s",
                          gptoss_dtype_name(options->kv_dtype));
@@ -249,7 +258,7 @@ static enum gptoss_status replay(struct gptoss_generator *generator, int64_t sta
             .progress_done = (uint64_t)(at - start),
             .progress_total = (uint64_t)(position - start),
         };
-        status = gptoss_gpt_oss_forward(generator->model, &pass, error);
+        status = gptoss_pass_run(generator->model, &pass, error);
         at += num_rows;
         if (status == GPTOSS_OK &&
             backend->operations->poll(backend, (uint64_t)(at - start), pass.progress_total))

@@ -1,88 +1,23 @@
 /* Where the weights of gpt-oss are in a checkpoint: in the Hugging Face layout, in openai's
  * original one, and in a GGUF file of llama.cpp. */
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "engine/gpt_oss.h"
+#include "engine/model.h"
+#include "engine/weights.h"
 #include "numeric/dtype.h"
 #include "platform/allocator.h"
 #include "status.h"
 
-#define FLOAT_DTYPES (1u << GPTOSS_DTYPE_F32 | 1u << GPTOSS_DTYPE_F16 | 1u << GPTOSS_DTYPE_BF16)
-#define BLOCK_DTYPES (1u << GPTOSS_DTYPE_Q8_0 | 1u << GPTOSS_DTYPE_MXFP4_GGUF)
-
-enum naming { HUGGING_FACE, ORIGINAL, GGUF };
-
-struct binder {
-    const struct gptoss_checkpoint *checkpoint;
-    const struct gptoss_config *config;
-    enum naming naming;
-    int32_t layer;
-    struct gptoss_error *error;
-    char name[128]; /* of the tensor last spoken of */
-};
-
-/* All spellings of a name; "%d" stands for the layer. */
-static const char *spell(struct binder *binder, const char *hugging_face, const char *original,
-                         const char *gguf) {
-    const char *format = binder->naming == HUGGING_FACE ? hugging_face
-                         : binder->naming == ORIGINAL   ? original
-                                                        : gguf;
-    const char *number = strstr(format, "%d");
-    if (number == NULL)
-        snprintf(binder->name, sizeof binder->name, "%s", format);
-    else
-        snprintf(binder->name, sizeof binder->name, "%.*s%" PRId32 "%s", (int)(number - format),
-                 format, binder->layer, number + 2);
-    return binder->name;
-}
-
-static enum gptoss_status find(struct binder *binder, uint32_t dtypes, int32_t num_dims,
-                               const int64_t *shape, const struct gptoss_tensor **tensor_out) {
-    return gptoss_checkpoint_require(binder->checkpoint, binder->name, dtypes, num_dims, shape,
-                                     tensor_out, binder->error);
-}
-
-static enum gptoss_status bind_vector_of(struct binder *binder, uint32_t dtypes,
-                                         int64_t num_vectors, int64_t num_elements,
-                                         struct gptoss_vector *out) {
-    const struct gptoss_tensor *tensor;
-    int64_t shape[2] = {num_vectors, num_elements};
-    bool single = num_vectors == 0;
-    GPTOSS_TRY(find(binder, dtypes, single ? 1 : 2, single ? shape + 1 : shape, &tensor));
-    *out =
-        (struct gptoss_vector){tensor->dtype, single ? 1 : num_vectors, num_elements, tensor->data};
-    return GPTOSS_OK;
-}
-
-static enum gptoss_status bind_vector(struct binder *binder, int64_t num_vectors,
-                                      int64_t num_elements, struct gptoss_vector *out) {
-    return bind_vector_of(binder, FLOAT_DTYPES, num_vectors, num_elements, out);
-}
-
-static enum gptoss_status bind_matrix(struct binder *binder, int64_t num_rows, int64_t num_columns,
-                                      struct gptoss_weight *out) {
-    const struct gptoss_tensor *tensor;
-    uint32_t dtypes = binder->naming == GGUF ? FLOAT_DTYPES | BLOCK_DTYPES : FLOAT_DTYPES;
-    GPTOSS_TRY(find(binder, dtypes, 2, (int64_t[]){num_rows, num_columns}, &tensor));
-    *out = (struct gptoss_weight){.dtype = tensor->dtype,
-                                  .num_matrices = 1,
-                                  .num_rows = num_rows,
-                                  .num_columns = num_columns,
-                                  .data = tensor->data};
-    return GPTOSS_OK;
-}
-
 /* ---- experts ---- */
 
-static enum gptoss_status bind_mxfp4(struct binder *binder, const char *blocks,
+static enum gptoss_status bind_mxfp4(struct gptoss_binder *binder, const char *blocks,
                                      const char *blocks_original, const char *scales,
                                      const char *scales_original, int64_t num_rows,
                                      int64_t num_columns, struct gptoss_weight *out) {
     int64_t num_experts = binder->config->num_experts;
-    spell(binder, blocks, blocks_original, "");
+    gptoss_binder_spell(binder, blocks, blocks_original, "");
     if (num_columns % 32 != 0) {
         gptoss_error_set(
             binder->error, GPTOSS_ERROR_FORMAT,
@@ -96,9 +31,9 @@ static enum gptoss_status bind_mxfp4(struct binder *binder, const char *blocks,
     }
     const struct gptoss_tensor *codes, *exponents;
     const int64_t shape[4] = {num_experts, num_rows, num_columns / 32, 16};
-    GPTOSS_TRY(find(binder, 1u << GPTOSS_DTYPE_U8, 4, shape, &codes));
-    spell(binder, scales, scales_original, "");
-    GPTOSS_TRY(find(binder, 1u << GPTOSS_DTYPE_U8, 3, shape, &exponents));
+    GPTOSS_TRY(gptoss_binder_find(binder, 1u << GPTOSS_DTYPE_U8, 4, shape, &codes));
+    gptoss_binder_spell(binder, scales, scales_original, "");
+    GPTOSS_TRY(gptoss_binder_find(binder, 1u << GPTOSS_DTYPE_U8, 3, shape, &exponents));
     *out = (struct gptoss_weight){
         .dtype = GPTOSS_DTYPE_MXFP4,
         .num_matrices = num_experts,
@@ -114,15 +49,15 @@ static enum gptoss_status bind_mxfp4(struct binder *binder, const char *blocks,
 
 /* One tensor for all experts. Hugging Face stores [experts][inputs][outputs], the others
  * [experts][outputs][inputs]. */
-static enum gptoss_status bind_whole_experts(struct binder *binder, uint32_t dtypes,
+static enum gptoss_status bind_whole_experts(struct gptoss_binder *binder, uint32_t dtypes,
                                              int64_t num_rows, int64_t num_columns,
                                              struct gptoss_weight *out) {
     int64_t num_experts = binder->config->num_experts;
-    bool transposed = binder->naming == HUGGING_FACE;
+    bool transposed = binder->naming == GPTOSS_NAMING_HUGGING_FACE;
     const int64_t shape[3] = {num_experts, transposed ? num_columns : num_rows,
                               transposed ? num_rows : num_columns};
     const struct gptoss_tensor *tensor;
-    GPTOSS_TRY(find(binder, dtypes, 3, shape, &tensor));
+    GPTOSS_TRY(gptoss_binder_find(binder, dtypes, 3, shape, &tensor));
     *out = (struct gptoss_weight){
         .dtype = tensor->dtype,
         .transposed = transposed,
@@ -136,38 +71,42 @@ static enum gptoss_status bind_whole_experts(struct binder *binder, uint32_t dty
 }
 
 /* Gate and up apart, in one format, as the operation demands that multiplies both. */
-static enum gptoss_status bind_gguf_experts(struct binder *binder,
+static enum gptoss_status bind_gguf_experts(struct gptoss_binder *binder,
                                             struct gptoss_gpt_oss_layer *layer) {
     const struct gptoss_config *config = binder->config;
     int64_t hidden = config->hidden_size, intermediate = config->intermediate_size;
-    uint32_t dtypes = FLOAT_DTYPES | BLOCK_DTYPES;
-    spell(binder, "", "", "blk.%d.ffn_gate_exps.weight");
+    uint32_t dtypes = GPTOSS_FLOAT_DTYPES | GPTOSS_BLOCK_DTYPES;
+    gptoss_binder_spell(binder, "", "", "blk.%d.ffn_gate_exps.weight");
     GPTOSS_TRY(bind_whole_experts(binder, dtypes, intermediate, hidden, &layer->gate_up));
-    spell(binder, "", "", "blk.%d.ffn_up_exps.weight");
+    gptoss_binder_spell(binder, "", "", "blk.%d.ffn_up_exps.weight");
     GPTOSS_TRY(
         bind_whole_experts(binder, 1u << layer->gate_up.dtype, intermediate, hidden, &layer->up));
-    spell(binder, "", "", "blk.%d.ffn_down_exps.weight");
+    gptoss_binder_spell(binder, "", "", "blk.%d.ffn_down_exps.weight");
     GPTOSS_TRY(bind_whole_experts(binder, dtypes, hidden, intermediate, &layer->down));
-    spell(binder, "", "", "blk.%d.ffn_gate_exps.bias");
-    GPTOSS_TRY(bind_vector(binder, config->num_experts, intermediate, &layer->gate_up_bias));
-    spell(binder, "", "", "blk.%d.ffn_up_exps.bias");
-    GPTOSS_TRY(bind_vector_of(binder, 1u << layer->gate_up_bias.dtype, config->num_experts,
-                              intermediate, &layer->up_bias));
-    spell(binder, "", "", "blk.%d.ffn_down_exps.bias");
-    return bind_vector(binder, config->num_experts, hidden, &layer->down_bias);
+    gptoss_binder_spell(binder, "", "", "blk.%d.ffn_gate_exps.bias");
+    GPTOSS_TRY(gptoss_bind_vector(binder, config->num_experts, intermediate, &layer->gate_up_bias));
+    gptoss_binder_spell(binder, "", "", "blk.%d.ffn_up_exps.bias");
+    GPTOSS_TRY(gptoss_bind_vector_of(binder, 1u << layer->gate_up_bias.dtype, config->num_experts,
+                                     intermediate, &layer->up_bias));
+    gptoss_binder_spell(binder, "", "", "blk.%d.ffn_down_exps.bias");
+    return gptoss_bind_vector(binder, config->num_experts, hidden, &layer->down_bias);
 }
 
-static enum gptoss_status bind_experts(struct binder *binder, struct gptoss_gpt_oss_layer *layer) {
+static enum gptoss_status bind_experts(struct gptoss_binder *binder,
+                                       struct gptoss_gpt_oss_layer *layer) {
     const struct gptoss_config *config = binder->config;
     int64_t hidden = config->hidden_size, intermediate = config->intermediate_size;
-    if (binder->naming == GGUF)
+    if (binder->naming == GPTOSS_NAMING_GGUF)
         return bind_gguf_experts(binder, layer);
-    spell(binder, "model.layers.%d.mlp.experts.gate_up_proj", "block.%d.mlp.mlp1_weight", "");
+    gptoss_binder_spell(binder, "model.layers.%d.mlp.experts.gate_up_proj",
+                        "block.%d.mlp.mlp1_weight", "");
     if (gptoss_checkpoint_find(binder->checkpoint, binder->name) != NULL) {
+        GPTOSS_TRY(bind_whole_experts(binder, GPTOSS_FLOAT_DTYPES, 2 * intermediate, hidden,
+                                      &layer->gate_up));
+        gptoss_binder_spell(binder, "model.layers.%d.mlp.experts.down_proj",
+                            "block.%d.mlp.mlp2_weight", "");
         GPTOSS_TRY(
-            bind_whole_experts(binder, FLOAT_DTYPES, 2 * intermediate, hidden, &layer->gate_up));
-        spell(binder, "model.layers.%d.mlp.experts.down_proj", "block.%d.mlp.mlp2_weight", "");
-        GPTOSS_TRY(bind_whole_experts(binder, FLOAT_DTYPES, hidden, intermediate, &layer->down));
+            bind_whole_experts(binder, GPTOSS_FLOAT_DTYPES, hidden, intermediate, &layer->down));
     } else {
         GPTOSS_TRY(bind_mxfp4(
             binder, "model.layers.%d.mlp.experts.gate_up_proj_blocks",
@@ -178,28 +117,18 @@ static enum gptoss_status bind_experts(struct binder *binder, struct gptoss_gpt_
             "block.%d.mlp.mlp2_weight.blocks", "model.layers.%d.mlp.experts.down_proj_scales",
             "block.%d.mlp.mlp2_weight.scales", hidden, intermediate, &layer->down));
     }
-    spell(binder, "model.layers.%d.mlp.experts.gate_up_proj_bias", "block.%d.mlp.mlp1_bias", "");
-    GPTOSS_TRY(bind_vector(binder, config->num_experts, 2 * intermediate, &layer->gate_up_bias));
-    spell(binder, "model.layers.%d.mlp.experts.down_proj_bias", "block.%d.mlp.mlp2_bias", "");
-    return bind_vector(binder, config->num_experts, hidden, &layer->down_bias);
+    gptoss_binder_spell(binder, "model.layers.%d.mlp.experts.gate_up_proj_bias",
+                        "block.%d.mlp.mlp1_bias", "");
+    GPTOSS_TRY(
+        gptoss_bind_vector(binder, config->num_experts, 2 * intermediate, &layer->gate_up_bias));
+    gptoss_binder_spell(binder, "model.layers.%d.mlp.experts.down_proj_bias",
+                        "block.%d.mlp.mlp2_bias", "");
+    return gptoss_bind_vector(binder, config->num_experts, hidden, &layer->down_bias);
 }
 
 /* ---- attention ---- */
 
-/* num_rows rows from first_row of a matrix and its bias. */
-static void slice_rows(const struct gptoss_weight *weight, const struct gptoss_vector *bias,
-                       int64_t first_row, int64_t num_rows, struct gptoss_weight *weight_out,
-                       struct gptoss_vector *bias_out) {
-    *weight_out = *weight;
-    weight_out->num_rows = num_rows;
-    weight_out->data +=
-        (uint64_t)(first_row * weight->num_columns) * gptoss_dtype_bytes(weight->dtype);
-    *bias_out = (struct gptoss_vector){bias->dtype, 1, num_rows, bias->data};
-    if (bias->data != NULL)
-        bias_out->data += (uint64_t)first_row * gptoss_dtype_bytes(bias->dtype);
-}
-
-static enum gptoss_status bind_projection(struct binder *binder, const char *which,
+static enum gptoss_status bind_projection(struct gptoss_binder *binder, const char *which,
                                           const char *original, const char *gguf, int64_t num_rows,
                                           int64_t num_columns, struct gptoss_weight *weight,
                                           struct gptoss_vector *bias) {
@@ -213,31 +142,31 @@ static enum gptoss_status bind_projection(struct binder *binder, const char *whi
         snprintf(spellings[0], 64, "model.layers.%%d.self_attn.%s.%s", which, endings[i]);
         snprintf(spellings[1], 64, "block.%%d.attn.%s.%s", original, endings[i]);
         snprintf(spellings[2], 64, "blk.%%d.attn_%s.%s", gguf, endings[i]);
-        spell(binder, spellings[0], spellings[1], spellings[2]);
-        GPTOSS_TRY(i == 0 ? bind_matrix(binder, num_rows, num_columns, weight)
-                          : bind_vector(binder, 0, num_rows, bias));
+        gptoss_binder_spell(binder, spellings[0], spellings[1], spellings[2]);
+        GPTOSS_TRY(i == 0 ? gptoss_bind_matrix(binder, num_rows, num_columns, weight)
+                          : gptoss_bind_vector(binder, 0, num_rows, bias));
     }
     return GPTOSS_OK;
 }
 
-static enum gptoss_status bind_attention(struct binder *binder,
+static enum gptoss_status bind_attention(struct gptoss_binder *binder,
                                          struct gptoss_gpt_oss_layer *layer) {
     const struct gptoss_config *config = binder->config;
     int64_t hidden = config->hidden_size;
     int64_t query_size = (int64_t)config->num_heads * config->head_dim;
     int64_t key_size = (int64_t)config->num_kv_heads * config->head_dim;
-    spell(binder, "model.layers.%d.input_layernorm.weight", "block.%d.attn.norm.scale",
-          "blk.%d.attn_norm.weight");
-    GPTOSS_TRY(bind_vector(binder, 0, hidden, &layer->attention_norm));
-    if (binder->naming == ORIGINAL) {
+    gptoss_binder_spell(binder, "model.layers.%d.input_layernorm.weight",
+                        "block.%d.attn.norm.scale", "blk.%d.attn_norm.weight");
+    GPTOSS_TRY(gptoss_bind_vector(binder, 0, hidden, &layer->attention_norm));
+    if (binder->naming == GPTOSS_NAMING_ORIGINAL) {
         struct gptoss_weight fused;
         struct gptoss_vector bias;
         GPTOSS_TRY(bind_projection(binder, "", "qkv", "", query_size + 2 * key_size, hidden, &fused,
                                    &bias));
-        slice_rows(&fused, &bias, 0, query_size, &layer->query, &layer->query_bias);
-        slice_rows(&fused, &bias, query_size, key_size, &layer->key, &layer->key_bias);
-        slice_rows(&fused, &bias, query_size + key_size, key_size, &layer->value,
-                   &layer->value_bias);
+        gptoss_slice_rows(&fused, &bias, 0, query_size, &layer->query, &layer->query_bias);
+        gptoss_slice_rows(&fused, &bias, query_size, key_size, &layer->key, &layer->key_bias);
+        gptoss_slice_rows(&fused, &bias, query_size + key_size, key_size, &layer->value,
+                          &layer->value_bias);
     } else {
         GPTOSS_TRY(bind_projection(binder, "q_proj", "", "q", query_size, hidden, &layer->query,
                                    &layer->query_bias));
@@ -248,67 +177,63 @@ static enum gptoss_status bind_attention(struct binder *binder,
     }
     GPTOSS_TRY(bind_projection(binder, "o_proj", "out", "output", hidden, query_size,
                                &layer->output, &layer->output_bias));
-    spell(binder, "model.layers.%d.self_attn.sinks", "block.%d.attn.sinks",
-          "blk.%d.attn_sinks.weight");
-    return bind_vector(binder, 0, config->num_heads, &layer->sinks);
+    gptoss_binder_spell(binder, "model.layers.%d.self_attn.sinks", "block.%d.attn.sinks",
+                        "blk.%d.attn_sinks.weight");
+    return gptoss_bind_vector(binder, 0, config->num_heads, &layer->sinks);
 }
 
-static enum gptoss_status bind_layer(struct binder *binder, struct gptoss_gpt_oss_layer *layer) {
+static enum gptoss_status bind_layer(struct gptoss_binder *binder,
+                                     struct gptoss_gpt_oss_layer *layer) {
     const struct gptoss_config *config = binder->config;
     GPTOSS_TRY(bind_attention(binder, layer));
-    spell(binder, "model.layers.%d.post_attention_layernorm.weight", "block.%d.mlp.norm.scale",
-          "blk.%d.post_attention_norm.weight");
-    GPTOSS_TRY(bind_vector(binder, 0, config->hidden_size, &layer->mlp_norm));
-    spell(binder, "model.layers.%d.mlp.router.weight", "block.%d.mlp.gate.weight",
-          "blk.%d.ffn_gate_inp.weight");
-    GPTOSS_TRY(bind_matrix(binder, config->num_experts, config->hidden_size, &layer->router));
-    spell(binder, "model.layers.%d.mlp.router.bias", "block.%d.mlp.gate.bias",
-          "blk.%d.ffn_gate_inp.bias");
-    GPTOSS_TRY(bind_vector(binder, 0, config->num_experts, &layer->router_bias));
+    gptoss_binder_spell(binder, "model.layers.%d.post_attention_layernorm.weight",
+                        "block.%d.mlp.norm.scale", "blk.%d.post_attention_norm.weight");
+    GPTOSS_TRY(gptoss_bind_vector(binder, 0, config->hidden_size, &layer->mlp_norm));
+    gptoss_binder_spell(binder, "model.layers.%d.mlp.router.weight", "block.%d.mlp.gate.weight",
+                        "blk.%d.ffn_gate_inp.weight");
+    GPTOSS_TRY(
+        gptoss_bind_matrix(binder, config->num_experts, config->hidden_size, &layer->router));
+    gptoss_binder_spell(binder, "model.layers.%d.mlp.router.bias", "block.%d.mlp.gate.bias",
+                        "blk.%d.ffn_gate_inp.bias");
+    GPTOSS_TRY(gptoss_bind_vector(binder, 0, config->num_experts, &layer->router_bias));
     return bind_experts(binder, layer);
 }
 
-static enum gptoss_status bind_all(struct binder *binder, struct gptoss_gpt_oss *weights) {
+static enum gptoss_status bind_all(struct gptoss_binder *binder, struct gptoss_gpt_oss *weights) {
     const struct gptoss_config *config = binder->config;
-    spell(binder, "model.embed_tokens.weight", "embedding.weight", "token_embd.weight");
-    GPTOSS_TRY(bind_matrix(binder, config->vocab_size, config->hidden_size, &weights->embedding));
-    spell(binder, "model.norm.weight", "norm.scale", "output_norm.weight");
-    GPTOSS_TRY(bind_vector(binder, 0, config->hidden_size, &weights->final_norm));
-    spell(binder, "lm_head.weight", "unembedding.weight", "output.weight");
-    if (config->tied_embeddings && gptoss_checkpoint_find(binder->checkpoint, binder->name) == NULL)
-        weights->unembedding = weights->embedding;
-    else
-        GPTOSS_TRY(
-            bind_matrix(binder, config->vocab_size, config->hidden_size, &weights->unembedding));
+    gptoss_binder_spell(binder, "model.embed_tokens.weight", "embedding.weight",
+                        "token_embd.weight");
+    GPTOSS_TRY(
+        gptoss_bind_matrix(binder, config->vocab_size, config->hidden_size, &weights->embedding));
+    gptoss_binder_spell(binder, "model.norm.weight", "norm.scale", "output_norm.weight");
+    GPTOSS_TRY(gptoss_bind_vector(binder, 0, config->hidden_size, &weights->final_norm));
+    gptoss_binder_spell(binder, "lm_head.weight", "unembedding.weight", "output.weight");
+    GPTOSS_TRY(gptoss_bind_unembedding(binder, &weights->embedding, &weights->unembedding));
     for (binder->layer = 0; binder->layer < config->num_layers; ++binder->layer)
         GPTOSS_TRY(bind_layer(binder, &weights->layers[binder->layer]));
     return GPTOSS_OK;
 }
 
-enum gptoss_status gptoss_gpt_oss_bind(const struct gptoss_checkpoint *checkpoint,
-                                       struct gptoss_gpt_oss *weights_out,
-                                       struct gptoss_error *error) {
-    struct binder binder = {
+enum gptoss_status gptoss_gpt_oss_bind(struct gptoss_model *model, struct gptoss_error *error) {
+    const struct gptoss_checkpoint *checkpoint = model->checkpoint;
+    struct gptoss_gpt_oss *weights = &model->weights.gpt_oss;
+    struct gptoss_binder binder = {
         .checkpoint = checkpoint,
-        .config = gptoss_checkpoint_config(checkpoint),
-        .naming = gptoss_checkpoint_is_gguf(checkpoint)                            ? GGUF
-                  : gptoss_checkpoint_find(checkpoint, "embedding.weight") != NULL ? ORIGINAL
-                                                                                   : HUGGING_FACE,
+        .config = model->config,
+        .naming = gptoss_checkpoint_is_gguf(checkpoint) ? GPTOSS_NAMING_GGUF
+                  : gptoss_checkpoint_find(checkpoint, "embedding.weight") != NULL
+                      ? GPTOSS_NAMING_ORIGINAL
+                      : GPTOSS_NAMING_HUGGING_FACE,
         .error = error,
     };
-    *weights_out = (struct gptoss_gpt_oss){0};
-    size_t num_layers = (size_t)binder.config->num_layers;
-    weights_out->layers = gptoss_allocate(num_layers, sizeof *weights_out->layers);
-    if (weights_out->layers == NULL)
-        return gptoss_error_memory(error, num_layers * sizeof *weights_out->layers,
+    size_t num_layers = (size_t)model->config->num_layers;
+    weights->layers = gptoss_allocate(num_layers, sizeof *weights->layers);
+    if (weights->layers == NULL)
+        return gptoss_error_memory(error, num_layers * sizeof *weights->layers,
                                    "the table of weights");
-    enum gptoss_status status = bind_all(&binder, weights_out);
-    if (status != GPTOSS_OK)
-        gptoss_gpt_oss_clear(weights_out);
-    return status;
+    return bind_all(&binder, weights);
 }
 
-void gptoss_gpt_oss_clear(struct gptoss_gpt_oss *weights) {
-    gptoss_free(weights->layers);
-    *weights = (struct gptoss_gpt_oss){0};
+void gptoss_gpt_oss_clear(struct gptoss_model *model) {
+    gptoss_free(model->weights.gpt_oss.layers);
 }

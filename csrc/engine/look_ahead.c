@@ -63,7 +63,7 @@ enum gptoss_status gptoss_generator_look_ahead(struct gptoss_generator *generato
         .progress_total = num_tokens,
     };
     GPTOSS_TRY(backend->operations->begin(backend, poll, user, error));
-    enum gptoss_status status = gptoss_gpt_oss_forward(generator->model, &pass, error);
+    enum gptoss_status status = gptoss_pass_run(generator->model, &pass, error);
     if (status == GPTOSS_OK && backend->operations->poll(backend, num_tokens, num_tokens))
         status = gptoss_error_set(error, GPTOSS_ERROR_INTERRUPTED, "interrupted");
     enum gptoss_status end_status =

@@ -156,10 +156,11 @@ enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model
         goto cleanup;
     model->config = gptoss_checkpoint_config(model->checkpoint);
     model->attention_scale = (float)(1.0 / sqrt((double)model->config->head_dim));
-    status = gptoss_rope_init(&model->rope, model->config, error);
+    model->family = gptoss_family_find(model->config);
+    status = model->family->bind(model, error);
     if (status != GPTOSS_OK)
         goto cleanup;
-    status = gptoss_gpt_oss_bind(model->checkpoint, &model->weights, error);
+    status = gptoss_rope_init(&model->rope, model->config, &model->rope_divisors, error);
     if (status != GPTOSS_OK)
         goto cleanup;
     if (options->profile)
@@ -188,7 +189,8 @@ void gptoss_model_release(struct gptoss_model *model) {
         model->backend->operations->release(model->backend);
     }
     gptoss_free(model->batch_logits);
-    gptoss_gpt_oss_clear(&model->weights);
+    if (model->family != NULL)
+        model->family->clear(model);
     gptoss_rope_clear(&model->rope);
     gptoss_checkpoint_release(model->checkpoint);
     gptoss_free(model);
@@ -251,7 +253,7 @@ void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_m
 }
 
 size_t gptoss_model_num_profile_entries(const struct gptoss_model *model) {
-    return model->profiler != NULL ? gptoss_profiler_num_entries() : 0;
+    return model->profiler != NULL ? gptoss_profiler_num_entries(model->profiler) : 0;
 }
 void gptoss_model_profile_entry(const struct gptoss_model *model, size_t index,
                                 struct gptoss_profile_entry *entry_out) {
@@ -310,6 +312,9 @@ enum gptoss_status gptoss_model_decode_expert(const struct gptoss_model *model, 
                                               int32_t expert, const struct gptoss_expert_out *out,
                                               struct gptoss_error *error) {
     const struct gptoss_config *config = model->config;
+    if (config->num_experts == 0)
+        return gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
+                                "a model of the %s family has no experts", config->architecture);
     if (layer < 0 || layer >= config->num_layers || expert < 0 || expert >= config->num_experts) {
         gptoss_error_set(error, GPTOSS_ERROR_ARGUMENT,
                          "there is no expert %" PRId32 " in layer %" PRId32
@@ -320,7 +325,7 @@ enum gptoss_status gptoss_model_decode_expert(const struct gptoss_model *model, 
         gptoss_error_found(error, "layer %" PRId32 ", expert %" PRId32, layer, expert);
         return GPTOSS_ERROR_ARGUMENT;
     }
-    const struct gptoss_gpt_oss_layer *weights = &model->weights.layers[layer];
+    const struct gptoss_gpt_oss_layer *weights = &model->weights.gpt_oss.layers[layer];
     int64_t intermediate = config->intermediate_size, hidden = config->hidden_size;
     bool split = weights->up.data != NULL;
     int64_t step = split ? 1 : 2, first_up = split ? 0 : 1;

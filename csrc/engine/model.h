@@ -7,6 +7,8 @@
 
 #include "backend.h"
 #include "checkpoint/checkpoint.h"
+#include "engine/dense.h"
+#include "engine/families.h"
 #include "engine/gpt_oss.h"
 #include "engine/profiler.h"
 #include "engine/rope.h"
@@ -19,9 +21,14 @@ struct gptoss_model {
     struct gptoss_profiler *profiler; /* in front of the back end, which owns it; or NULL */
     const char *isa, *precision;
     int num_threads;
+    const struct gptoss_family *family; /* NULL until the configuration is read */
+    struct gptoss_vector rope_divisors; /* [head_dim / 2] of a file that has them */
     struct gptoss_rope rope;
     float attention_scale; /* 1 / sqrt(head_dim) */
-    struct gptoss_gpt_oss weights;
+    union {
+        struct gptoss_gpt_oss gpt_oss;
+        struct gptoss_dense dense;
+    } weights; /* the family's */
     struct gptoss_workspace workspace;
     float *batch_logits; /* [max_batch_logits][vocab_size] */
     int64_t max_batch_logits;

@@ -14,6 +14,7 @@ enum entry {
     ROPE_APPEND,
     ATTENTION,
     LINEAR_RESIDUAL,
+    MLP_UP,
     ROUTE,
     EXPERT_GATE_UP,
     EXPERT_DOWN,
@@ -23,8 +24,9 @@ enum entry {
 };
 
 static const char *const names[NUM_ENTRIES] = {
-    "embed", "norm_linear",    "rope_append", "attention", "linear_residual",
-    "route", "expert_gate_up", "expert_down", "unembed",   "pass",
+    "embed",           "norm_linear", "rope_append", "attention",
+    "linear_residual", "mlp_up",      "route",       "expert_gate_up",
+    "expert_down",     "unembed",     "pass",
 };
 
 /* What one call does. */
@@ -68,15 +70,33 @@ static void add_call(struct gptoss_profiler *profiler, enum entry entry, uint64_
     add(&totals->num_flops, work->num_flops);
 }
 
-size_t gptoss_profiler_num_entries(void) {
-    return NUM_ENTRIES;
+/* Whether models of the family have such an operation. */
+static bool has_entry(const struct gptoss_profiler *profiler, size_t entry) {
+    switch (entry) {
+    case MLP_UP: return profiler->num_experts == 0;
+    case ROUTE:
+    case EXPERT_GATE_UP:
+    case EXPERT_DOWN: return profiler->num_experts > 0;
+    default: return true;
+    }
+}
+
+size_t gptoss_profiler_num_entries(const struct gptoss_profiler *profiler) {
+    size_t count = 0;
+    for (size_t entry = 0; entry < NUM_ENTRIES; ++entry)
+        count += has_entry(profiler, entry);
+    return count;
 }
 
 void gptoss_profiler_entry(const struct gptoss_profiler *profiler, size_t index,
                            struct gptoss_profile_entry *entry_out) {
-    const struct totals *totals = &profiler->totals[index];
+    size_t entry = 0;
+    for (;; ++entry)
+        if (has_entry(profiler, entry) && index-- == 0)
+            break;
+    const struct totals *totals = &profiler->totals[entry];
     *entry_out = (struct gptoss_profile_entry){
-        .name = names[index],
+        .name = names[entry],
         .num_calls = atomic_load_explicit(&totals->num_calls, memory_order_relaxed),
         .nanoseconds = atomic_load_explicit(&totals->nanoseconds, memory_order_relaxed),
         .num_rows = atomic_load_explicit(&totals->num_rows, memory_order_relaxed),
@@ -110,6 +130,10 @@ static uint64_t vector_bytes(const struct gptoss_vector *vector) {
     if (vector == NULL || vector->data == NULL)
         return 0;
     return (uint64_t)vector->num_elements * gptoss_dtype_bytes(vector->dtype);
+}
+
+static uint64_t norm_bytes(const struct gptoss_norm *norm) {
+    return vector_bytes(norm->gain) + vector_bytes(norm->bias);
 }
 
 /* Adds num_products products of a weight and a vector, reading num_matrices matrices and biases. */
@@ -191,6 +215,10 @@ static enum gptoss_status profile_embed(struct gptoss_backend *base,
     struct work work = {.num_rows = (uint64_t)table->num_rows};
     work.weight_bytes =
         work.num_rows * gptoss_dtype_row_bytes(weight->dtype, (uint64_t)weight->num_columns);
+    weight = operation->positions;
+    if (weight != NULL)
+        work.weight_bytes +=
+            work.num_rows * gptoss_dtype_row_bytes(weight->dtype, (uint64_t)weight->num_columns);
     FORWARD(EMBED, embed);
 }
 
@@ -199,7 +227,7 @@ static enum gptoss_status profile_norm_linear(struct gptoss_backend *base,
                                               const struct gptoss_norm_linear *operation) {
     struct gptoss_profiler *profiler = profiler_of(base);
     struct work work = {.num_rows = (uint64_t)table->num_rows,
-                        .weight_bytes = vector_bytes(operation->gain)};
+                        .weight_bytes = norm_bytes(&operation->norm)};
     for (int32_t i = 0; i < operation->num_outs; ++i)
         add_products(&work, operation->weights[i], operation->biases[i], 1, work.num_rows);
     FORWARD(NORM_LINEAR, norm_linear);
@@ -233,12 +261,24 @@ static enum gptoss_status profile_linear_residual(struct gptoss_backend *base,
     FORWARD(LINEAR_RESIDUAL, linear_residual);
 }
 
+static enum gptoss_status profile_mlp_up(struct gptoss_backend *base,
+                                         const struct gptoss_row_table *table,
+                                         const struct gptoss_mlp_up *operation) {
+    struct gptoss_profiler *profiler = profiler_of(base);
+    struct work work = {.num_rows = (uint64_t)table->num_rows,
+                        .weight_bytes = norm_bytes(&operation->norm)};
+    add_products(&work, operation->weight, operation->bias, 1, work.num_rows);
+    if (operation->up != NULL)
+        add_products(&work, operation->up, operation->up_bias, 1, work.num_rows);
+    FORWARD(MLP_UP, mlp_up);
+}
+
 static enum gptoss_status profile_route(struct gptoss_backend *base,
                                         const struct gptoss_row_table *table,
                                         const struct gptoss_route *operation) {
     struct gptoss_profiler *profiler = profiler_of(base);
     struct work work = {.num_rows = (uint64_t)table->num_rows,
-                        .weight_bytes = vector_bytes(operation->gain)};
+                        .weight_bytes = norm_bytes(&operation->norm)};
     add_products(&work, operation->weight, operation->bias, 1, work.num_rows);
     FORWARD(ROUTE, route);
 }
@@ -273,7 +313,7 @@ static enum gptoss_status profile_unembed(struct gptoss_backend *base,
                                           const struct gptoss_unembed *operation) {
     struct gptoss_profiler *profiler = profiler_of(base);
     struct work work = {.num_rows = (uint64_t)operation->num_rows,
-                        .weight_bytes = vector_bytes(operation->gain)};
+                        .weight_bytes = norm_bytes(&operation->norm)};
     if (operation->weight != NULL)
         add_products(&work, operation->weight, NULL, 1, work.num_rows);
     FORWARD(UNEMBED, unembed);
@@ -377,6 +417,7 @@ static const struct gptoss_backend_operations profiler_operations = {
     .rope_append = profile_rope_append,
     .attention = profile_attention,
     .linear_residual = profile_linear_residual,
+    .mlp_up = profile_mlp_up,
     .route = profile_route,
     .expert_gate_up = profile_expert_gate_up,
     .expert_down = profile_expert_down,

@@ -15,7 +15,7 @@ enum gptoss_status gptoss_profiler_create(int32_t num_experts, struct gptoss_bac
 
 /* These may be called while another thread runs a pass: every number read is one that was right at
  * some time. */
-size_t gptoss_profiler_num_entries(void);
+size_t gptoss_profiler_num_entries(const struct gptoss_profiler *profiler);
 void gptoss_profiler_entry(const struct gptoss_profiler *profiler, size_t index,
                            struct gptoss_profile_entry *entry_out);
 void gptoss_profiler_reset(struct gptoss_profiler *profiler);

@@ -164,8 +164,8 @@ static enum gptoss_status score_rows(struct score *score, int64_t num_rows,
         struct gptoss_model *model = score->sides[i].generator->model;
         GPTOSS_TRY(
             gptoss_model_batch_logits(model, MAX_SCORED_ROWS, &score->sides[i].logits, error));
-        GPTOSS_TRY(gptoss_gpt_oss_unembed(model, is_range ? NULL : score->rows, score->rows[0],
-                                          num_rows, score->sides[i].logits, error));
+        GPTOSS_TRY(gptoss_pass_logits(model, is_range ? NULL : score->rows, score->rows[0],
+                                      num_rows, score->sides[i].logits, error));
     }
     if (backend->operations->run_tasks(backend, score_row, score, num_rows) != GPTOSS_OK)
         return gptoss_error_set(error, GPTOSS_ERROR_INTERRUPTED, "interrupted");

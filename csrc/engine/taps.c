@@ -6,6 +6,30 @@
 #include "platform/allocator.h"
 #include "status.h"
 
+static bool has_tap(const struct gptoss_config *config, enum gptoss_layer_tap tap) {
+    switch (tap) {
+    case GPTOSS_TAP_SINK_MASS:
+    case GPTOSS_TAP_ROUTER_LOGITS:
+    case GPTOSS_TAP_ROUTER_EXPERTS:
+    case GPTOSS_TAP_ROUTER_WEIGHTS:
+    case GPTOSS_TAP_EXPERT_OUTPUTS: return config->num_experts > 0;
+    default: return true;
+    }
+}
+
+/* How many of a layer's taps come before this one. */
+static size_t rank_of(const struct gptoss_config *config, int tap) {
+    size_t rank = 0;
+    for (int before = 0; before < tap; ++before)
+        rank += has_tap(config, (enum gptoss_layer_tap)before);
+    return rank;
+}
+
+size_t gptoss_layer_tap_index(const struct gptoss_config *config, int32_t layer,
+                              enum gptoss_layer_tap tap) {
+    return 1 + (size_t)layer * rank_of(config, GPTOSS_NUM_LAYER_TAPS) + rank_of(config, tap);
+}
+
 static void set_shape(struct gptoss_tap *tap, enum gptoss_dtype dtype, int64_t first,
                       int64_t second) {
     tap->dtype = dtype;
@@ -58,8 +82,11 @@ void gptoss_tap_describe(const struct gptoss_config *config, size_t index,
     } else if (index == gptoss_final_norm_tap(config)) {
         snprintf(tap_out->name, sizeof tap_out->name, "final_norm");
     } else {
-        size_t layer = (index - 1) / GPTOSS_NUM_LAYER_TAPS,
-               which = (index - 1) % GPTOSS_NUM_LAYER_TAPS;
+        size_t num_taps = rank_of(config, GPTOSS_NUM_LAYER_TAPS);
+        size_t layer = (index - 1) / num_taps, rank = (index - 1) % num_taps;
+        int which = 0;
+        while (rank_of(config, which) < rank || !has_tap(config, (enum gptoss_layer_tap)which))
+            ++which;
         snprintf(tap_out->name, sizeof tap_out->name, "layers.%zu.%s", layer, names[which]);
         describe_layer_tap(config, (enum gptoss_layer_tap)which, tap_out);
     }

@@ -4,7 +4,8 @@
 
 #include "gptoss.h"
 
-/* Taps of a layer, in the order a token meets them. */
+/* Taps of a layer, in the order a token meets them. Models without experts lack those of sinks,
+ * router and experts. */
 enum gptoss_layer_tap {
     GPTOSS_TAP_ATTN_NORM,
     GPTOSS_TAP_Q, /* after rope */
@@ -18,7 +19,7 @@ enum gptoss_layer_tap {
     GPTOSS_TAP_ROUTER_EXPERTS, /* in rank order */
     GPTOSS_TAP_ROUTER_WEIGHTS,
     GPTOSS_TAP_EXPERT_OUTPUTS, /* of each chosen expert, not weighted */
-    GPTOSS_TAP_MLP_OUTPUT,     /* the weighted sum */
+    GPTOSS_TAP_MLP_OUTPUT,     /* of experts the weighted sum */
     GPTOSS_TAP_RESIDUAL,
     GPTOSS_NUM_LAYER_TAPS
 };
@@ -27,11 +28,10 @@ enum gptoss_layer_tap {
 static inline size_t gptoss_embedding_tap(void) {
     return 0;
 }
-static inline size_t gptoss_layer_tap_index(int32_t layer, enum gptoss_layer_tap tap) {
-    return 1 + (size_t)layer * GPTOSS_NUM_LAYER_TAPS + (size_t)tap;
-}
+size_t gptoss_layer_tap_index(const struct gptoss_config *config, int32_t layer,
+                              enum gptoss_layer_tap tap);
 static inline size_t gptoss_final_norm_tap(const struct gptoss_config *config) {
-    return 1 + (size_t)config->num_layers * GPTOSS_NUM_LAYER_TAPS;
+    return gptoss_layer_tap_index(config, config->num_layers, (enum gptoss_layer_tap)0);
 }
 
 void gptoss_tap_describe(const struct gptoss_config *config, size_t index,

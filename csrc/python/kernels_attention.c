@@ -143,10 +143,20 @@ static bool run_elementwise(const struct gptoss_kernels *kernels, const char *op
     } else if (strcmp(operation, "rms_norm") == 0) {
         if ((is_done = have_bytes(arrays, 3, (int64_t[]){bytes, bytes, bytes})))
             kernels->rms_norm(x, y, n, a, z);
-    } else if (strcmp(operation, "rope") == 0) {
+    } else if (strcmp(operation, "layer_norm") == 0) {
+        if ((is_done = have_bytes(arrays, 4, (int64_t[]){bytes, bytes, bytes, bytes})))
+            kernels->layer_norm(x, y, z, n, a, buffers[3].buf);
+    } else if (strcmp(operation, "silu_multiply") == 0) {
+        if ((is_done = have_bytes(arrays, 2, (int64_t[]){bytes, bytes})))
+            kernels->silu_multiply(x, y, n);
+    } else if (strcmp(operation, "gelu") == 0) {
+        if ((is_done = have_bytes(arrays, 2, (int64_t[]){bytes, bytes})))
+            kernels->gelu(x, n, y);
+    } else if (strcmp(operation, "rope") == 0 || strcmp(operation, "rope_neighbours") == 0) {
         int64_t half = num_floats(arrays, 1), num_heads = half > 0 ? n / (2 * half) : 0;
         if ((is_done = have_bytes(arrays, 3, (int64_t[]){2 * other * num_heads, other, other})))
-            kernels->rope(x, y, z, half, num_heads);
+            (strcmp(operation, "rope") == 0 ? kernels->rope
+                                            : kernels->rope_neighbours)(x, y, z, half, num_heads);
     } else if (strcmp(operation, "attention_merge") == 0) {
         if ((is_done = have_bytes(arrays, 2, (int64_t[]){bytes, bytes - 8})))
             kernels->attention_merge(&x[0], &x[1], x + 2, a, b, y, n - 2);
@@ -160,7 +170,9 @@ static bool run_elementwise(const struct gptoss_kernels *kernels, const char *op
 /* kernel_elementwise(isa, operation, a, b, *arrays), the scalars 0 where an operation has none:
  *     add (x, y)    multiply_add weight (sum, y)    divide divisor (x, out)
  *     convert_f32_f16 (x, out: uint16)    swiglu limit alpha (gate_up, out)
- *     rms_norm eps (x, gain, out)    rope (x [heads][head_dim], cosine, sine)
+ *     rms_norm eps (x, gain, out)    layer_norm eps (x, gain, bias, out)
+ *     rope, rope_neighbours (x [heads][head_dim], cosine, sine)
+ *     silu_multiply (gate, up)    gelu (x, out)
  *     attention_merge tile_maximum tile_sum ((maximum, sum, value ...), tile_value) */
 static PyObject *elementwise(PyObject *module, PyObject *arguments) {
     (void)module;
@@ -234,7 +246,7 @@ static bool fill_rope_table(const struct gptoss_config *config, int64_t position
     struct gptoss_error error;
     if (!have_bytes(arrays, 3, (int64_t[]){bytes, bytes, bytes}))
         return false;
-    if (gptoss_rope_init(&rope, config, &error) != GPTOSS_OK) {
+    if (gptoss_rope_init(&rope, config, NULL, &error) != GPTOSS_OK) {
         gptoss_python_raise(&error);
         return false;
     }

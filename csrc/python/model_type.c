@@ -108,6 +108,12 @@ static PyObject *layer_types(const struct gptoss_config *config) {
     return types;
 }
 
+static const char *const rope_scalings[] = {
+    [GPTOSS_ROPE_PLAIN] = "plain",   [GPTOSS_ROPE_YARN] = "yarn",
+    [GPTOSS_ROPE_NONE] = "none",     [GPTOSS_ROPE_LINEAR] = "linear",
+    [GPTOSS_ROPE_LLAMA3] = "llama3", [GPTOSS_ROPE_DIVISORS] = "divisors",
+};
+
 static PyObject *get_config(PyObject *self, PyObject *unused) {
     (void)unused;
     struct gptoss_python_owner *owner = gptoss_python_model_owner(self);
@@ -115,21 +121,23 @@ static PyObject *get_config(PyObject *self, PyObject *unused) {
         return NULL;
     const struct gptoss_config *c = gptoss_model_config(owner->model);
     PyObject *result = Py_BuildValue(
-        "{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:O,s:O,s:f,s:f,s:f,s:s,s:d,s:d,s:d,s:d,"
-        "s:d,s:i,s:O,s:N}",
+        "{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:O,s:O,s:O,s:f,s:f,s:f,s:f,s:s,s:d,s:d,"
+        "s:d,s:d,s:d,s:i,s:O,s:d,s:d,s:O,s:N}",
         "architecture", c->architecture, "num_layers", c->num_layers, "hidden_size", c->hidden_size,
         "intermediate_size", c->intermediate_size, "vocab_size", c->vocab_size, "num_heads",
         c->num_heads, "num_kv_heads", c->num_kv_heads, "head_dim", c->head_dim, "num_experts",
         c->num_experts, "experts_per_token", c->experts_per_token, "sliding_window",
         c->sliding_window, "max_positions", c->max_positions, "attention_bias",
-        c->attention_bias ? Py_True : Py_False, "tied_embeddings",
-        c->tied_embeddings ? Py_True : Py_False, "rms_norm_eps", c->rms_norm_eps, "swiglu_limit",
-        c->swiglu_limit, "swiglu_alpha", c->swiglu_alpha, "rope_scaling",
-        c->rope_scaling == GPTOSS_ROPE_YARN ? "yarn" : "plain", "rope_theta", c->rope_theta,
-        "rope_factor", c->rope_factor, "rope_beta_fast", c->rope_beta_fast, "rope_beta_slow",
-        c->rope_beta_slow, "rope_attention_factor", c->rope_attention_factor,
+        c->attention_bias ? Py_True : Py_False, "mlp_bias", c->mlp_bias ? Py_True : Py_False,
+        "tied_embeddings", c->tied_embeddings ? Py_True : Py_False, "rms_norm_eps", c->rms_norm_eps,
+        "layer_norm_eps", c->layer_norm_eps, "swiglu_limit", c->swiglu_limit, "swiglu_alpha",
+        c->swiglu_alpha, "rope_scaling", rope_scalings[c->rope_scaling], "rope_theta",
+        c->rope_theta, "rope_factor", c->rope_factor, "rope_beta_fast", c->rope_beta_fast,
+        "rope_beta_slow", c->rope_beta_slow, "rope_attention_factor", c->rope_attention_factor,
         "rope_original_positions", c->rope_original_positions, "rope_truncate",
-        c->rope_truncate ? Py_True : Py_False, "layer_types", layer_types(c));
+        c->rope_truncate ? Py_True : Py_False, "rope_low_frequency_factor",
+        c->rope_low_frequency_factor, "rope_high_frequency_factor", c->rope_high_frequency_factor,
+        "rope_neighbours", c->rope_neighbours ? Py_True : Py_False, "layer_types", layer_types(c));
     gptoss_python_owner_release(owner);
     return result;
 }

@@ -448,6 +448,15 @@ static void test_rms_norm(int64_t n, int64_t rarity) {
     compare("out", out, expected, n);
 }
 
+static void test_layer_norm(int64_t n, int64_t rarity) {
+    const float *x = random_floats(INPUT, n, 4 * rarity), *gain = random_floats(EXTRA, n, rarity);
+    const float *bias = random_floats(SCALES, n, rarity);
+    float *out = place_out(OUT, n), *expected = place_out(EXPECTED, n);
+    scalar->layer_norm(x, gain, bias, n, 1e-5f, expected);
+    fast->layer_norm(x, gain, bias, n, 1e-5f, out);
+    compare("out", out, expected, n);
+}
+
 static void test_rope(int64_t n, int64_t rarity) {
     int64_t num_heads = 1 + random_below(3), count = 2 * n * num_heads;
     const float *x = random_floats(INPUT, count, rarity), *cosine = random_floats(EXTRA, n, rarity);
@@ -456,6 +465,9 @@ static void test_rope(int64_t n, int64_t rarity) {
     scalar->rope(expected, cosine, sine, n, num_heads);
     fast->rope(out, cosine, sine, n, num_heads);
     compare("x", out, expected, count);
+    scalar->rope_neighbours(expected, cosine, sine, n, num_heads);
+    fast->rope_neighbours(out, cosine, sine, n, num_heads);
+    compare("x", out, expected, count);
 }
 
 static void test_swiglu(int64_t n, int64_t rarity) {
@@ -463,6 +475,22 @@ static void test_swiglu(int64_t n, int64_t rarity) {
     float *out = place_out(OUT, n), *expected = place_out(EXPECTED, n);
     scalar->swiglu(gate_up, n, 7.0f, 1.702f, expected);
     fast->swiglu(gate_up, n, 7.0f, 1.702f, out);
+    compare("out", out, expected, n);
+}
+
+static void test_silu_multiply(int64_t n, int64_t rarity) {
+    const float *gate = random_floats(INPUT, n, rarity), *up = random_floats(EXTRA, n, rarity);
+    float *out = copy(OUT, gate, n), *expected = copy(EXPECTED, gate, n);
+    scalar->silu_multiply(expected, up, n);
+    fast->silu_multiply(out, up, n);
+    compare("gate", out, expected, n);
+}
+
+static void test_gelu(int64_t n, int64_t rarity) {
+    const float *x = random_floats(INPUT, n, rarity);
+    float *out = place_out(OUT, n), *expected = place_out(EXPECTED, n);
+    scalar->gelu(x, n, expected);
+    fast->gelu(x, n, out);
     compare("out", out, expected, n);
 }
 
@@ -513,8 +541,11 @@ static void test_elementwise(void) {
     } tests[] = {
         {"attention_merge", test_attention_merge},
         {"rms_norm", test_rms_norm},
+        {"layer_norm", test_layer_norm},
         {"rope", test_rope},
         {"swiglu", test_swiglu},
+        {"silu_multiply", test_silu_multiply},
+        {"gelu", test_gelu},
         {"add", test_add},
         {"multiply_add", test_multiply_add},
         {"divide", test_divide},
