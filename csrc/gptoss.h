@@ -159,6 +159,16 @@ int gptoss_usable_cores(void);
 /* ---- model ---- */
 
 struct gptoss_model;
+/* A low-rank adapter (LoRA) in PEFT's form. path: a .safetensors file with the pairs
+ * "base_model.model.MODULE.lora_A.weight", [rank][inputs], and "...lora_B.weight",
+ * [outputs][rank], F32, F16 or BF16. The product of a module's weight and x gets factor * B (A x)
+ * added. Other tensors of the file are not looked at. */
+struct gptoss_adapter {
+    const char *path;
+    size_t num_modules;
+    const char *const *modules; /* "model.layers.3.self_attn.q_proj", ... */
+    const float *factors;       /* [num_modules] */
+};
 struct gptoss_model_options {
     const char *device;    /* NULL or "cpu" */
     const char *isa;       /* NULL: the best available for the precision */
@@ -166,7 +176,9 @@ struct gptoss_model_options {
     int num_threads;       /* 0: gptoss_usable_cores() */
     bool read_files;       /* read the weights into memory instead of mapping the files */
     bool profile;          /* count and time the operations, for gptoss_model_profile_entry */
-    gptoss_poll_fn poll;   /* only while reading files */
+    const struct gptoss_adapter *adapters; /* [num_adapters], added in this order */
+    size_t num_adapters;
+    gptoss_poll_fn poll; /* only while reading files */
     void *poll_user;
 };
 

@@ -8,6 +8,7 @@ the activations.
 """
 
 from gptoss import _core
+from gptoss.adapter import Adapter
 from gptoss.batch import Completion, forward, generate_batch
 from gptoss.chat import Chat, Reply, ToolCall
 from gptoss.errors import (
@@ -35,6 +36,7 @@ from gptoss.tokenizer import Tokenizer
 __version__ = _core.version()
 
 __all__ = [
+    "Adapter",
     "ArgumentError",
     "Chat",
     "Completion",

@@ -124,6 +124,7 @@ class Model:
         read_files: bool = False,
         progress: _Progress | None = None,
         profile: bool = False,
+        adapters: tuple[tuple[bytes, tuple[str, ...], tuple[float, ...]], ...] = (),
     ) -> Model: ...
     @property
     def isa(self) -> str: ...

@@ -243,13 +243,14 @@ static void cpu_release(struct gptoss_backend *base) {
     gptoss_free(backend->packed.memory);
     gptoss_free(backend->decoded.memory);
     gptoss_free(backend->grouping.memory);
+    gptoss_free(backend->low_rank.memory);
     gptoss_free(backend);
 }
 
 static uint64_t cpu_memory(const struct gptoss_backend *base) {
     const struct gptoss_cpu_backend *backend = (const struct gptoss_cpu_backend *)base;
     uint64_t num_bytes = sizeof *backend + backend->packed.num_bytes + backend->decoded.num_bytes;
-    num_bytes += backend->grouping.num_bytes;
+    num_bytes += backend->grouping.num_bytes + backend->low_rank.num_bytes;
     for (int i = 0; i < backend->num_threads; ++i)
         num_bytes += backend->thread_scratch[i].num_bytes;
     return num_bytes;

@@ -143,6 +143,10 @@ static void add_products(struct work *work, const struct gptoss_weight *weight,
     work->weight_bytes += num_matrices * (matrix_bytes(weight) + vector_bytes(bias));
     work->num_flops +=
         2 * num_products * (uint64_t)weight->num_rows * (uint64_t)weight->num_columns;
+    for (const struct gptoss_low_rank *term = weight->low_rank; term != NULL; term = term->next) {
+        add_products(work, &term->a, NULL, num_matrices, num_products);
+        add_products(work, &term->b, NULL, num_matrices, num_products);
+    }
 }
 
 /* Different experts among those of all rows and ranks. */

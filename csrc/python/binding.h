@@ -76,6 +76,18 @@ bool gptoss_python_tokens(PyObject *object, int32_t **tokens_out, size_t *num_to
 /* None becomes NULL; anything else must be callable. Borrowed. */
 bool gptoss_python_progress(PyObject *object, PyObject **progress_out);
 
+/* ---- adapters.c ---- */
+
+struct gptoss_python_adapters {
+    struct gptoss_adapter *items; /* [count] */
+    size_t count;
+};
+/* A tuple of (path in bytes, tuple of modules, tuple of factors), or NULL for none. Names stay
+ * those of the tuple's strings. On failure, too, gptoss_python_adapters_clear frees what is held.
+ */
+bool gptoss_python_adapters(PyObject *tuple, struct gptoss_python_adapters *adapters_out);
+void gptoss_python_adapters_clear(struct gptoss_python_adapters *adapters);
+
 /* ---- owner.c ---- */
 
 /* What views keep alive: a model, or a generator and through it its model. Views hold this and not

@@ -164,6 +164,7 @@ def run(
     threads: options.Threads = None,
     isa: options.Isa = None,
     precision: options.Precision = None,
+    adapter: options.Adapters = None,
     kv: options.KvDtype = "f16",
 ) -> None:
     """Measure how well a model predicts a text, and with --reference how far it is from another.
@@ -181,7 +182,7 @@ def run(
     text = read_text(file)
     how: dict[str, Any] = {"threads": threads, "isa": isa, "precision": precision}
     with ExitStack() as stack:
-        handle = stack.enter_context(gptoss.Model(model, **how))
+        handle = stack.enter_context(gptoss.Model(model, adapters=options.adapters(adapter), **how))
         require_tokenizer(handle)
         other = None
         if reference is not None:
@@ -191,6 +192,7 @@ def run(
         require_positions(cut.size, [handle] if other is None else [handle, other])
         facts = {
             "model": str(handle.path),
+            "adapters": {str(each.path): each.scale for each in handle.adapters},
             "reference": None if other is None else str(other.path),
             "precision": handle.precision,
             "file": file,
