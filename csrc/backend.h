@@ -17,6 +17,7 @@
  * outputs and num_columns inputs, matrix_bytes apart. transposed: stored [inputs][outputs].
  * num_stored: outputs of the transposed matrix that these are a slice of, 0: it is whole. scales:
  * MXFP4 only (not MXFP4_GGUF), one byte a 32-column block. */
+struct gptoss_low_rank;
 struct gptoss_weight {
     enum gptoss_dtype dtype;
     bool transposed;
@@ -24,6 +25,17 @@ struct gptoss_weight {
     int64_t num_stored;
     const uint8_t *data, *scales;
     uint64_t matrix_bytes, scale_matrix_bytes;
+    /* Terms of adapters, or NULL: products of norm_linear, linear_residual, mlp_up and unembed with
+     * this weight get them added, after the bias. Other operations take weights without. */
+    const struct gptoss_low_rank *low_rank;
+};
+
+/* + factor * b (a x), then the next. a: [rank][num_columns], b: [num_rows][rank], F32, F16 or BF16.
+ */
+struct gptoss_low_rank {
+    struct gptoss_weight a, b;
+    float factor;
+    const struct gptoss_low_rank *next;
 };
 
 /* num_vectors (1, or one an expert) vectors of num_elements; data NULL: absent, taken as nothing to
@@ -170,6 +182,9 @@ struct gptoss_unembed {
     float *logits;                      /* host memory, [num_rows][vocabulary] */
 };
 
+/* One of the tasks of run_tasks, on any thread of the host. */
+typedef void gptoss_host_task_fn(void *context, int64_t task, int thread);
+
 struct gptoss_backend {
     const struct gptoss_backend_operations *operations;
 };
@@ -230,6 +245,10 @@ struct gptoss_backend_operations {
                                       const struct gptoss_expert_down *);
     enum gptoss_status (*unembed)(struct gptoss_backend *, const struct gptoss_row_table *,
                                   const struct gptoss_unembed *);
+    /* Runs tasks 0 .. num_tasks-1 on the host's threads, after all operations before it: for work
+     * on their results in host memory. */
+    enum gptoss_status (*run_tasks)(struct gptoss_backend *, gptoss_host_task_fn *function,
+                                    void *context, int64_t num_tasks);
 };
 
 #endif

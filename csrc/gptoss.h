@@ -226,6 +226,16 @@ const struct gptoss_gguf_value *gptoss_checkpoint_value(const struct gptoss_chec
 /* ---- model ---- */
 
 struct gptoss_model;
+/* A low-rank adapter (LoRA) in PEFT's form. path: a .safetensors file with the pairs
+ * "base_model.model.MODULE.lora_A.weight", [rank][inputs], and "...lora_B.weight",
+ * [outputs][rank], F32, F16 or BF16. The product of a module's weight and x gets factor * B (A x)
+ * added. Other tensors of the file are not looked at. */
+struct gptoss_adapter {
+    const char *path;
+    size_t num_modules;
+    const char *const *modules; /* "model.layers.3.self_attn.q_proj", ... */
+    const float *factors;       /* [num_modules] */
+};
 struct gptoss_model_options {
     const char *device;    /* NULL or "cpu" */
     const char *isa;       /* NULL: the best available for the precision */
@@ -233,7 +243,9 @@ struct gptoss_model_options {
     int num_threads;       /* 0: gptoss_usable_cores() */
     bool read_files;       /* read the weights into memory instead of mapping the files */
     bool profile;          /* count and time the operations, for gptoss_model_profile_entry */
-    gptoss_poll_fn poll;   /* only while reading files */
+    const struct gptoss_adapter *adapters; /* [num_adapters], added in this order */
+    size_t num_adapters;
+    gptoss_poll_fn poll; /* only while reading files */
     void *poll_user;
 };
 
@@ -376,6 +388,32 @@ enum gptoss_status gptoss_generator_fork(const struct gptoss_generator *generato
 enum gptoss_status gptoss_forward(struct gptoss_generator *const *generators, size_t num_generators,
                                   const int32_t *tokens, const size_t *num_tokens_each,
                                   gptoss_poll_fn poll, void *user, struct gptoss_error *error);
+
+/* What scoring tells of a row, the token it is to predict being its target. Arrays of [num_tokens],
+ * each of which may be NULL; rows that are not scored are left alone. In nats; defined to the bit
+ * by docs/numerics.md. */
+struct gptoss_scores {
+    double *logprobs;  /* of the target */
+    int32_t *ranks;    /* tokens before it: of higher logit, or of its logit and lower id */
+    double *entropies; /* of the distribution */
+    /* Only with a reference: */
+    double *reference_logprobs; /* of the target by the reference */
+    double *divergences;        /* Kullback-Leibler, of the reference from the generator: the mean
+                                   of log p_reference - log p under p_reference */
+    uint8_t *same_top;          /* whether both find the same token likeliest */
+};
+/* Feeds tokens, as prefill does, and scores them in memory that does not depend on their number.
+ * targets: the token that each row is to predict, -1 for rows that are not scored; NULL: of each
+ * the next token, of the last none. reference: NULL, or a generator of another model with the same
+ * vocabulary, which is fed the same tokens. GPTOSS_ERROR_NUMERIC if logits of a scored row are NaN
+ * or all -infinity. After GPTOSS_ERROR_INTERRUPTED generators stand after their last completed
+ * block. */
+enum gptoss_status gptoss_generator_score(struct gptoss_generator *generator,
+                                          struct gptoss_generator *reference, const int32_t *tokens,
+                                          size_t num_tokens, const int32_t *targets,
+                                          const struct gptoss_scores *scores_out,
+                                          gptoss_poll_fn poll, void *user,
+                                          struct gptoss_error *error);
 
 /* Computes the rows of tokens that may come next in one pass, and changes nothing else: feeding the
  * first of them by gptoss_generator_prefill, one token a call, then takes its row at no cost, and

@@ -8,6 +8,7 @@ the activations.
 """
 
 from gptoss import _core, blocks, mx
+from gptoss.adapter import Adapter
 from gptoss.batch import Completion, forward, generate_batch
 from gptoss.chat import Chat, Reply, ToolCall
 from gptoss.checkpoint import Checkpoint, ListedTensor
@@ -32,6 +33,7 @@ from gptoss.metadata import Metadata, MetadataInfo
 from gptoss.model import Config, Expert, Model, TensorInfo
 from gptoss.quantization import quantize
 from gptoss.sampling import Draw, Sampling
+from gptoss.score import Score, score
 from gptoss.speculation import Speculation, SpeculationStats
 from gptoss.token_generator import TokenGenerator
 from gptoss.tokenizer import Tokenizer
@@ -39,6 +41,7 @@ from gptoss.tokenizer import Tokenizer
 __version__ = _core.version()
 
 __all__ = [
+    "Adapter",
     "ArgumentError",
     "Chat",
     "Checkpoint",
@@ -63,6 +66,7 @@ __all__ = [
     "Output",
     "Reply",
     "Sampling",
+    "Score",
     "Speculation",
     "SpeculationStats",
     "StateError",
@@ -79,4 +83,5 @@ __all__ = [
     "generate_batch",
     "mx",
     "quantize",
+    "score",
 ]

@@ -151,6 +151,7 @@ class Model:
         read_files: bool = False,
         progress: _Progress | None = None,
         profile: bool = False,
+        adapters: tuple[tuple[bytes, tuple[str, ...], tuple[float, ...]], ...] = (),
     ) -> Model: ...
     @property
     def isa(self) -> str: ...
@@ -189,6 +190,15 @@ class Generator:
     def close(self, defer: bool, /) -> None: ...
     def prefill(
         self, tokens: object, all_logits: _Buffer | None, progress: _Progress | None, /
+    ) -> None: ...
+    def score(
+        self,
+        tokens: object,
+        targets: object | None,
+        reference: Generator | None,
+        outs: tuple[_Buffer | None, ...],
+        progress: _Progress | None,
+        /,
     ) -> None: ...
     def step(self, token: int, /) -> None: ...
     def look_ahead(self, tokens: object, /) -> None: ...

@@ -280,18 +280,26 @@ def _stop_strings(stop: str | Sequence[str]) -> list[str]:
     return stops
 
 
-def prompt_ids(prompt: str | Tokens | None, generator: Generator) -> Tokens:
-    """The ids of a prompt that is text, or ids, or None. Text at the beginning follows BOS, if the
-    model was made for that."""
+def encode_prompt(prompt: str | Tokens | None, model: Model) -> Tokens:
+    """The ids of a prompt that is text, or ids, or None."""
     if prompt is None:
         return ()
     if not isinstance(prompt, str):
         return prompt
-    tokenizer = generator.model._load_tokenizer()
+    tokenizer = model._load_tokenizer()
     if tokenizer is None:
-        raise _no_tokenizer(generator.model)
-    ids = tokenizer.encode(prompt)
-    return ids if generator.position > 0 else [*tokenizer.opening_ids, *ids]
+        raise _no_tokenizer(model)
+    return tokenizer.encode(prompt)
+
+
+def prompt_ids(prompt: str | Tokens | None, generator: Generator) -> Tokens:
+    """The same for a generator: text at the beginning follows BOS, if the model was made for
+    that."""
+    ids = encode_prompt(prompt, generator.model)
+    tokenizer = generator.model._load_tokenizer() if isinstance(prompt, str) else None
+    if tokenizer is None or generator.position > 0:
+        return ids
+    return [*tokenizer.opening_ids, *ids]
 
 
 def _no_tokenizer(model: Model) -> ArgumentError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptoss import _core
+from gptoss.adapter import Adapter, AdapterLike, read_adapters
 from gptoss.errors import (
     ArgumentError,
     FormatError,
@@ -164,6 +165,11 @@ class Model:
         progress: called with (done, total) bytes while weights are read or verified; may raise to
             stop.
         profile: count and time every operation, for profile(). Results are the same bits.
+        adapters: low-rank adapters (LoRA) to add to the weights while computing: directories that
+            PEFT saved (adapter_config.json, adapter_model.safetensors), or pairs of one and a
+            scale. Several add up, in this order; the weights stay as they are. They may change
+            attention projections, lm_head and, of dense models, the MLP's. What else an adapter
+            may have (DoRA, biases, modules_to_save, experts and router) is an UnsupportedError.
 
     Raises FileError, FormatError (with file, tensor, offset, expected, found), ArgumentError,
     UnsupportedError, OutOfMemoryError.
@@ -186,6 +192,7 @@ class Model:
         verify: bool = False,
         progress: Progress | None = None,
         profile: bool = False,
+        adapters: Iterable[AdapterLike] = (),
     ) -> None:
         for name, value in (("device", device), ("isa", isa), ("precision", precision)):
             if value is not None and not isinstance(value, str):
@@ -197,6 +204,7 @@ class Model:
             self._tokenizer = tokenizer
         elif tokenizer is not None:
             self._tokenizer = Tokenizer(Path(tokenizer))
+        self._adapters = read_adapters(adapters)
         self._core = _core.Model(
             self.path,
             device,
@@ -206,6 +214,10 @@ class Model:
             read_files=not mmap,
             progress=progress,
             profile=profile,
+            adapters=tuple(
+                (os.fsencode(each.file), tuple(each.modules), tuple(each.modules.values()))
+                for each in self._adapters
+            ),
         )
         if verify:
             self._core.verify(progress)
@@ -232,6 +244,11 @@ class Model:
         """What the GGUF file says besides tensors, by key; empty for safetensors."""
         self._require_open()
         return self._metadata
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The low-rank adapters that it was opened with."""
+        return self._adapters
 
     @property
     def isa(self) -> str:

@@ -47,7 +47,7 @@ def test_no_verb_shows_help(cli):
     code, out, err = cli()
     assert code == 0
     assert out.startswith("Usage: gptoss")
-    for verb in ("generate", "chat", "bench", "inspect", "doctor"):
+    for verb in ("generate", "chat", "bench", "perplexity", "inspect", "doctor"):
         assert f"\n  {verb} " in out
     assert err == ""
 
@@ -56,7 +56,7 @@ def test_version(cli):
     assert cli("--version") == (0, f"gptoss {gptoss.__version__}\n", "")
 
 
-@pytest.mark.parametrize("verb", ["generate", "chat", "bench", "inspect", "doctor"])
+@pytest.mark.parametrize("verb", ["generate", "chat", "bench", "perplexity", "inspect", "doctor"])
 def test_help_has_an_example(cli, verb):
     code, out, _ = cli(verb, "--help")
     assert code == 0

@@ -184,6 +184,11 @@ static enum gptoss_status cpu_end(struct gptoss_backend *base, struct gptoss_err
     return GPTOSS_OK;
 }
 
+static enum gptoss_status cpu_run_tasks(struct gptoss_backend *base, gptoss_host_task_fn *function,
+                                        void *context, int64_t num_tasks) {
+    return gptoss_cpu_run((struct gptoss_cpu_backend *)base, function, context, num_tasks);
+}
+
 /* ---- buffers ---- */
 
 static enum gptoss_status cpu_buffer_create(struct gptoss_backend *base, uint64_t num_bytes,
@@ -234,13 +239,14 @@ static void cpu_release(struct gptoss_backend *base) {
     gptoss_free(backend->packed.memory);
     gptoss_free(backend->decoded.memory);
     gptoss_free(backend->grouping.memory);
+    gptoss_free(backend->low_rank.memory);
     gptoss_free(backend);
 }
 
 static uint64_t cpu_memory(const struct gptoss_backend *base) {
     const struct gptoss_cpu_backend *backend = (const struct gptoss_cpu_backend *)base;
     uint64_t num_bytes = sizeof *backend + backend->packed.num_bytes + backend->decoded.num_bytes;
-    num_bytes += backend->grouping.num_bytes;
+    num_bytes += backend->grouping.num_bytes + backend->low_rank.num_bytes;
     for (int i = 0; i < backend->num_threads; ++i)
         num_bytes += backend->thread_scratch[i].num_bytes;
     return num_bytes;
@@ -271,6 +277,7 @@ static const struct gptoss_backend_operations cpu_operations = {
     .expert_gate_up = gptoss_cpu_expert_gate_up,
     .expert_down = gptoss_cpu_expert_down,
     .unembed = gptoss_cpu_unembed,
+    .run_tasks = cpu_run_tasks,
 };
 
 enum gptoss_status gptoss_cpu_backend_create(const struct gptoss_kernels *kernels,

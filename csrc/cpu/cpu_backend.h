@@ -41,6 +41,7 @@ struct gptoss_cpu_backend {
     struct gptoss_scratch packed;          /* inputs of matrix products in lane order */
     struct gptoss_scratch decoded;         /* a norm's gain and bias in float32 */
     struct gptoss_scratch grouping;        /* tokens by expert */
+    struct gptoss_scratch low_rank;        /* terms of adapters */
 };
 
 struct gptoss_buffer {

@@ -51,6 +51,7 @@ static struct gptoss_product dense_product(const struct gptoss_weight *weight,
         .x_stride = weight->num_columns,
         .out = out,
         .out_stride = weight->num_rows,
+        .low_rank = weight->low_rank,
     };
 }
 
@@ -101,7 +102,7 @@ enum gptoss_status gptoss_cpu_norm_linear(struct gptoss_backend *base,
     for (int32_t i = 0; i < operation->num_outs; ++i)
         products[i] = dense_product(operation->weights[i], operation->biases[i], normed,
                                     gptoss_buffer_floats(operation->outs[i]), table->num_rows);
-    return gptoss_cpu_multiply(backend, products, operation->num_outs);
+    return gptoss_cpu_multiply_dense(backend, products, operation->num_outs);
 }
 
 struct residual {
@@ -128,7 +129,7 @@ enum gptoss_status gptoss_cpu_linear_residual(struct gptoss_backend *base,
         dense_product(operation->weight, operation->bias, gptoss_buffer_floats(operation->x), out,
                       table->num_rows);
     product.end = operation->out != NULL ? GPTOSS_PRODUCT_STORE : GPTOSS_PRODUCT_ADD;
-    GPTOSS_TRY(gptoss_cpu_multiply(backend, &product, 1));
+    GPTOSS_TRY(gptoss_cpu_multiply_dense(backend, &product, 1));
     if (operation->out == NULL)
         return GPTOSS_OK;
     struct residual work = {backend->kernels, residual, out, operation->weight->num_rows};
@@ -153,14 +154,15 @@ enum gptoss_status gptoss_cpu_mlp_up(struct gptoss_backend *base,
         product.end = GPTOSS_PRODUCT_SILU_UP;
         product.up = gptoss_matrix_at(up, 0);
         product.up_bias = gptoss_vector_at(operation->up_bias, 0);
+        product.up_low_rank = operation->up->low_rank;
     } else {
         /* One product has one format: the gate's results wait in out. */
-        GPTOSS_TRY(gptoss_cpu_multiply(backend, &product, 1));
+        GPTOSS_TRY(gptoss_cpu_multiply_dense(backend, &product, 1));
         product = dense_product(up, operation->up_bias, normed,
                                 gptoss_buffer_floats(operation->out), table->num_rows);
         product.end = GPTOSS_PRODUCT_SILU_UP;
     }
-    return gptoss_cpu_multiply(backend, &product, 1);
+    return gptoss_cpu_multiply_dense(backend, &product, 1);
 }
 
 static enum gptoss_status norm_rows_of(struct gptoss_cpu_backend *backend,
@@ -188,5 +190,5 @@ enum gptoss_status gptoss_cpu_unembed(struct gptoss_backend *base,
     struct gptoss_product product =
         dense_product(operation->weight, NULL, gptoss_buffer_floats(operation->normed),
                       operation->logits, operation->num_rows);
-    return gptoss_cpu_multiply(backend, &product, 1);
+    return gptoss_cpu_multiply_dense(backend, &product, 1);
 }

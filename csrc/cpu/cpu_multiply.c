@@ -139,6 +139,10 @@ void gptoss_product_finish(const struct gptoss_kernels *kernels,
     float *out = product->out + line * product->out_stride;
     if (bias != NULL)
         kernels->add(results, bias, num_rows);
+    for (int32_t i = 0; i < product->num_addends; ++i)
+        kernels->multiply_add(
+            results, product->addends[i].factor,
+            product->addends[i].values + token * product->matrix.num_rows + first_row, num_rows);
     switch (product->end) {
     case GPTOSS_PRODUCT_STORE:
         memcpy(out + first_row, results, (size_t)num_rows * sizeof *out);
@@ -190,6 +194,8 @@ static void multiply_task(void *context, int64_t task, int thread) {
     half.end = product->end;
     half.matrix = product->up;
     half.bias = product->up_bias;
+    half.addends = product->up_addends;
+    half.num_addends = product->num_up_addends;
     multiply_rows(work->backend, &half, first_row, thread);
 }
 

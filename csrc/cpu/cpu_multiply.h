@@ -16,6 +16,12 @@ enum gptoss_product_end {
     GPTOSS_PRODUCT_SILU_UP /* out = silu(gate) * up */
 };
 
+/* factor * values, added to results after the bias. values: [num_tokens][rows of the matrix] */
+struct gptoss_addend {
+    const float *values;
+    float factor;
+};
+
 /* One matrix product: for every token i, out line = matrix * x line + bias, where the x line is
  * number x_lines[i] (i if NULL) and the out line number out_lines[i]. All lines of out differ. */
 struct gptoss_product {
@@ -31,6 +37,10 @@ struct gptoss_product {
     const int32_t *out_lines;
     enum gptoss_product_end end;
     float limit, alpha; /* of the two SWIGLU */
+    /* Low-rank terms of matrix and up, for gptoss_cpu_multiply_dense, which sets the addends. */
+    const struct gptoss_low_rank *low_rank, *up_low_rank;
+    const struct gptoss_addend *addends, *up_addends;
+    int32_t num_addends, num_up_addends;
     /* Set by gptoss_cpu_multiply. */
     const struct gptoss_product_form *form;
     int64_t task_rows;
@@ -40,6 +50,10 @@ struct gptoss_product {
 /* All products at once, spread over the threads. */
 enum gptoss_status gptoss_cpu_multiply(struct gptoss_cpu_backend *backend,
                                        struct gptoss_product *products, int32_t num_products);
+
+/* The same of products whose weights may have low-rank terms; lines of x and out in order. */
+enum gptoss_status gptoss_cpu_multiply_dense(struct gptoss_cpu_backend *backend,
+                                             struct gptoss_product *products, int32_t num_products);
 
 /* ---- forms ---- */
 
@@ -68,8 +82,8 @@ static inline const float *gptoss_product_input(const struct gptoss_product *pro
     int64_t line = product->x_lines == NULL ? token : product->x_lines[token];
     return product->x + line * product->x_stride;
 }
-/* Adds the bias to one token's results for rows first_row .. and puts them where they belong;
- * results is overwritten. */
+/* Adds bias and addends to one token's results for rows first_row .. and puts them where they
+ * belong; results is overwritten. */
 void gptoss_product_finish(const struct gptoss_kernels *kernels,
                            const struct gptoss_product *product, int64_t token, int64_t first_row,
                            int64_t num_rows, float *results, const float *bias);

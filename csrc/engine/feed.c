@@ -116,12 +116,10 @@ void gptoss_generator_commit_tokens(struct gptoss_generator *generator, const in
     gptoss_generator_commit(generator, generator->position + num_tokens);
 }
 
-/* One block of a prefill. The last block of a call leaves logits; with all_logits, every block
- * leaves its rows'. */
-static enum gptoss_status feed_block(struct gptoss_generator *generator, const int32_t *tokens,
-                                     int64_t num_rows, bool last, float *all_logits,
-                                     const struct gptoss_pass *progress,
-                                     struct gptoss_error *error) {
+enum gptoss_status gptoss_generator_run_block(struct gptoss_generator *generator,
+                                              const int32_t *tokens, int64_t num_rows, bool last,
+                                              float *all_logits, const struct gptoss_pass *progress,
+                                              struct gptoss_error *error) {
     int64_t vocab_size = generator->model->config->vocab_size;
     gptoss_fill_rows(generator->rows, 0, tokens, generator->position, num_rows);
     struct gptoss_capture *capture = &generator->capture;
@@ -143,8 +141,17 @@ static enum gptoss_status feed_block(struct gptoss_generator *generator, const i
     enum gptoss_status status = gptoss_pass_run(generator->model, &pass, error);
     for (int64_t row = 0; row < pass.num_logits_rows && status == GPTOSS_OK; ++row)
         status = gptoss_check_logits(pass.logits_out + row * vocab_size, vocab_size, error);
-    if (status != GPTOSS_OK)
-        return status;
+    return status;
+}
+
+/* One block of a prefill. */
+static enum gptoss_status feed_block(struct gptoss_generator *generator, const int32_t *tokens,
+                                     int64_t num_rows, bool last, float *all_logits,
+                                     const struct gptoss_pass *progress,
+                                     struct gptoss_error *error) {
+    int64_t vocab_size = generator->model->config->vocab_size;
+    GPTOSS_TRY(
+        gptoss_generator_run_block(generator, tokens, num_rows, last, all_logits, progress, error));
     gptoss_generator_commit_tokens(generator, tokens, num_rows);
     generator->has_logits = last;
     if (all_logits != NULL && last)

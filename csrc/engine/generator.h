@@ -50,6 +50,13 @@ void gptoss_fill_rows(struct gptoss_row *rows, int32_t slot, const int32_t *toke
 /* GPTOSS_ERROR_NUMERIC for a row of logits with NaN. */
 enum gptoss_status gptoss_check_logits(const float *logits, int64_t vocab_size,
                                        struct gptoss_error *error);
+/* Computes a block of the next tokens, which does not count yet. The last block of a call leaves
+ * logits; with all_logits, [num_rows][vocab_size], every block leaves its rows'. progress: how far
+ * the whole work is. */
+enum gptoss_status gptoss_generator_run_block(struct gptoss_generator *generator,
+                                              const int32_t *tokens, int64_t num_rows, bool last,
+                                              float *all_logits, const struct gptoss_pass *progress,
+                                              struct gptoss_error *error);
 /* Rows of the next num_tokens tokens are complete: they count from now on. */
 void gptoss_generator_commit_tokens(struct gptoss_generator *generator, const int32_t *tokens,
                                     int64_t num_tokens);

@@ -160,6 +160,9 @@ enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model
     status = model->family->bind(model, error);
     if (status != GPTOSS_OK)
         goto cleanup;
+    status = gptoss_adapters_open(model, options, error);
+    if (status != GPTOSS_OK)
+        goto cleanup;
     status = gptoss_rope_init(&model->rope, model->config, &model->rope_divisors, error);
     if (status != GPTOSS_OK)
         goto cleanup;
@@ -191,6 +194,7 @@ void gptoss_model_release(struct gptoss_model *model) {
     gptoss_free(model->batch_logits);
     if (model->family != NULL)
         model->family->clear(model);
+    gptoss_adapters_clear(model);
     gptoss_rope_clear(&model->rope);
     gptoss_checkpoint_release(model->checkpoint);
     gptoss_free(model);
@@ -250,6 +254,7 @@ void gptoss_model_tap(const struct gptoss_model *model, size_t index, struct gpt
 
 void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_memory *memory_out) {
     gptoss_checkpoint_memory(model->checkpoint, memory_out);
+    gptoss_adapters_memory(model, memory_out);
     memory_out->heap_bytes += sizeof *model + model->workspace.num_bytes;
     memory_out->heap_bytes +=
         (uint64_t)model->max_batch_logits * (uint64_t)model->config->vocab_size * sizeof(float);

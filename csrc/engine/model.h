@@ -7,6 +7,7 @@
 
 #include "backend.h"
 #include "checkpoint/checkpoint.h"
+#include "engine/adapters.h"
 #include "engine/dense.h"
 #include "engine/families.h"
 #include "engine/gpt_oss.h"
@@ -28,7 +29,9 @@ struct gptoss_model {
     union {
         struct gptoss_gpt_oss gpt_oss;
         struct gptoss_dense dense;
-    } weights; /* the family's */
+    } weights;                            /* the family's */
+    struct gptoss_open_adapter *adapters; /* [num_adapters] */
+    size_t num_adapters;
     struct gptoss_workspace workspace;
     float *batch_logits; /* [max_batch_logits][vocab_size] */
     int64_t max_batch_logits;

@@ -133,30 +133,61 @@ void gptoss_pass_progress(struct gptoss_model *model, const struct gptoss_pass *
                                          pass->progress_total);
 }
 
+/* The final norm of rows and, with logits_out, their logits. rows, first_row: as in the operation.
+ */
+static enum gptoss_status unembed(struct gptoss_model *model, const struct gptoss_row_table *table,
+                                  const int64_t *rows, int64_t first_row, int64_t num_rows,
+                                  float *logits_out) {
+    struct gptoss_workspace *work = &model->workspace;
+    return model->backend->operations->unembed(
+        model->backend, table,
+        &(struct gptoss_unembed){
+            .x = work->residual,
+            .normed = work->normed,
+            .rows = rows,
+            .first_row = first_row,
+            .num_rows = num_rows,
+            .norm = work->final_norm,
+            .weight = logits_out != NULL ? work->unembedding : NULL,
+            .logits = logits_out,
+        });
+}
+
 enum gptoss_status gptoss_pass_unembed(struct gptoss_model *model, const struct gptoss_pass *pass,
                                        const struct gptoss_row_table *table,
                                        struct gptoss_norm norm,
                                        const struct gptoss_weight *weight) {
     struct gptoss_workspace *work = &model->workspace;
-    struct gptoss_unembed operation = {
-        .x = work->residual,
-        .normed = work->normed,
-        .num_rows = pass->num_rows,
-        .norm = norm,
-    };
+    work->final_norm = norm;
+    work->unembedding = weight;
     size_t tap = gptoss_final_norm_tap(model->config);
     if (is_wanted(pass, tap)) {
-        GPTOSS_TRY(model->backend->operations->unembed(model->backend, table, &operation));
+        GPTOSS_TRY(unembed(model, table, NULL, 0, pass->num_rows, NULL));
         keep_index(model, pass, tap, work->normed);
     }
     if (pass->num_logits_rows == 0)
         return GPTOSS_OK;
-    operation.rows = pass->logits_rows;
-    operation.first_row = pass->first_logits_row;
-    operation.num_rows = pass->num_logits_rows;
-    operation.weight = weight;
-    operation.logits = pass->logits_out;
-    return model->backend->operations->unembed(model->backend, table, &operation);
+    return unembed(model, table, pass->logits_rows, pass->first_logits_row, pass->num_logits_rows,
+                   pass->logits_out);
+}
+
+/* The sentence for a status of operations over num_rows rows. */
+static enum gptoss_status explain(enum gptoss_status status, int64_t num_rows,
+                                  struct gptoss_error *error) {
+    if (status == GPTOSS_ERROR_INTERRUPTED)
+        return gptoss_error_set(error, status, "interrupted");
+    if (status == GPTOSS_ERROR_MEMORY)
+        return gptoss_error_set(error, status,
+                                "cannot allocate the scratch memory of a pass over %lld rows",
+                                (long long)num_rows);
+    return status;
+}
+
+enum gptoss_status gptoss_pass_logits(struct gptoss_model *model, const int64_t *rows,
+                                      int64_t first_row, int64_t num_rows, float *logits_out,
+                                      struct gptoss_error *error) {
+    const struct gptoss_row_table none = {0};
+    return explain(unembed(model, &none, rows, first_row, num_rows, logits_out), num_rows, error);
 }
 
 enum gptoss_status gptoss_pass_run(struct gptoss_model *model, const struct gptoss_pass *pass,
@@ -169,12 +200,5 @@ enum gptoss_status gptoss_pass_run(struct gptoss_model *model, const struct gpto
                          work->sine + row * model->rope.half);
     struct gptoss_row_table table = {pass->rows, pass->num_rows, pass->caches, work->cosine,
                                      work->sine};
-    enum gptoss_status status = model->family->forward(model, pass, &table);
-    if (status == GPTOSS_ERROR_INTERRUPTED)
-        return gptoss_error_set(error, status, "interrupted");
-    if (status == GPTOSS_ERROR_MEMORY)
-        return gptoss_error_set(error, status,
-                                "cannot allocate the scratch memory of a pass over %lld rows",
-                                (long long)pass->num_rows);
-    return status;
+    return explain(model->family->forward(model, pass, &table), pass->num_rows, error);
 }

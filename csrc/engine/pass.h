@@ -20,6 +20,8 @@ struct gptoss_workspace {
     struct gptoss_buffer *expert_outputs; /* [rows][experts_per_token][hidden] */
     struct gptoss_buffer *mlp_output;     /* [rows][hidden] */
     float *cosine, *sine;                 /* [rows][head_dim / 2] */
+    struct gptoss_norm final_norm;        /* of the last pass, as its unembedding */
+    const struct gptoss_weight *unembedding;
     uint64_t num_bytes;
 };
 void gptoss_workspace_clear(struct gptoss_backend *backend, struct gptoss_workspace *workspace);
@@ -39,6 +41,12 @@ struct gptoss_pass {
 };
 enum gptoss_status gptoss_pass_run(struct gptoss_model *model, const struct gptoss_pass *pass,
                                    struct gptoss_error *error);
+
+/* Logits of rows of the last pass of this turn: those listed or, without a list, those from
+ * first_row on. logits_out: [num_rows][vocab_size]. */
+enum gptoss_status gptoss_pass_logits(struct gptoss_model *model, const int64_t *rows,
+                                      int64_t first_row, int64_t num_rows, float *logits_out,
+                                      struct gptoss_error *error);
 
 /* ---- for the families' forward functions ---- */
 

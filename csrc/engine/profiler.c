@@ -143,6 +143,10 @@ static void add_products(struct work *work, const struct gptoss_weight *weight,
     work->weight_bytes += num_matrices * (matrix_bytes(weight) + vector_bytes(bias));
     work->num_flops +=
         2 * num_products * (uint64_t)weight->num_rows * (uint64_t)weight->num_columns;
+    for (const struct gptoss_low_rank *term = weight->low_rank; term != NULL; term = term->next) {
+        add_products(work, &term->a, NULL, num_matrices, num_products);
+        add_products(work, &term->b, NULL, num_matrices, num_products);
+    }
 }
 
 /* Different experts among those of all rows and ranks. */
@@ -345,6 +349,14 @@ static bool forward_poll(struct gptoss_backend *base, uint64_t done, uint64_t to
     return inner->operations->poll(inner, done, total);
 }
 
+/* Time of the pass, not of an operation. */
+static enum gptoss_status forward_run_tasks(struct gptoss_backend *base,
+                                            gptoss_host_task_fn *function, void *context,
+                                            int64_t num_tasks) {
+    struct gptoss_backend *inner = profiler_of(base)->inner;
+    return inner->operations->run_tasks(inner, function, context, num_tasks);
+}
+
 /* ---- memory ---- */
 
 static enum gptoss_status forward_buffer_create(struct gptoss_backend *base, uint64_t num_bytes,
@@ -414,6 +426,7 @@ static const struct gptoss_backend_operations profiler_operations = {
     .expert_gate_up = profile_expert_gate_up,
     .expert_down = profile_expert_down,
     .unembed = profile_unembed,
+    .run_tasks = forward_run_tasks,
 };
 
 enum gptoss_status gptoss_profiler_create(int32_t num_experts, struct gptoss_backend **backend,

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/softmax.h"
 #include "gptoss.h"
 #include "numeric/double_math.h"
 #include "numeric/dtype.h"
@@ -105,48 +106,17 @@ static uint64_t total_weight(const struct candidates *candidates) {
     return total;
 }
 
-/* ---- softmax ---- */
-
-/* value - maximum, where the maximum may be infinite: it is 0 for all that equal it. */
-static double distance(float value, float maximum) {
-    return value == maximum ? 0.0 : (double)value - (double)maximum;
-}
-
-static size_t find_maximum(const float *values, size_t count) {
-    size_t best = 0;
-    for (size_t i = 1; i < count; ++i) {
-        if (values[i] > values[best])
-            best = i;
-    }
-    return best;
-}
-
-/* Exponentials are computed a block at a time, in loops of their own that vectorise. */
-enum { BLOCK = 256 };
-
-/* log(sum e^(logit - maximum)), summed in ascending order of tokens. */
-static double log_partition(const float *logits, size_t vocab_size, float maximum) {
-    double sum = 0, powers[BLOCK];
-    for (size_t start = 0; start < vocab_size; start += BLOCK) {
-        size_t count = vocab_size - start < BLOCK ? vocab_size - start : BLOCK;
-        for (size_t i = 0; i < count; ++i)
-            powers[i] = gptoss_exp(distance(logits[start + i], maximum));
-        for (size_t i = 0; i < count; ++i)
-            sum += powers[i];
-    }
-    return gptoss_log(sum);
-}
-
 /* round(WEIGHT_ONE e^((value - maximum) / temperature)); adding 2^52 leaves the integer in the low
  * bits. */
 static void weigh(struct candidates *candidates, float maximum, double temperature) {
-    double powers[BLOCK];
-    for (size_t start = 0; start < candidates->count; start += BLOCK) {
-        size_t left = candidates->count - start, count = left < BLOCK ? left : BLOCK;
+    double powers[GPTOSS_SOFTMAX_BLOCK];
+    for (size_t start = 0; start < candidates->count; start += GPTOSS_SOFTMAX_BLOCK) {
+        size_t left = candidates->count - start;
+        size_t count = left < GPTOSS_SOFTMAX_BLOCK ? left : GPTOSS_SOFTMAX_BLOCK;
         const uint64_t *keys = candidates->keys + start;
         uint64_t *weights = candidates->weights + start;
         for (size_t i = 0; i < count; ++i)
-            powers[i] = distance(value_of(keys[i]), maximum) / temperature;
+            powers[i] = gptoss_softmax_distance(value_of(keys[i]), maximum) / temperature;
         for (size_t i = 0; i < count; ++i)
             powers[i] = gptoss_exp(powers[i]) * WEIGHT_ONE + 0x1p52;
         for (size_t i = 0; i < count; ++i)
@@ -325,7 +295,7 @@ sample(const float *logits, size_t vocab_size, const struct gptoss_sampling *sam
     if (status != GPTOSS_OK)
         goto cleanup;
 
-    size_t best = find_maximum(values, vocab_size);
+    size_t best = gptoss_find_maximum(values, vocab_size);
     int32_t token = (int32_t)best;
     if (sampling->temperature > 0) {
         status = create_candidates(values, vocab_size, &candidates, error);
@@ -335,9 +305,9 @@ sample(const float *logits, size_t vocab_size, const struct gptoss_sampling *sam
         token = draw(&candidates, philox(sampling->seed, num_history));
     }
     if (logprob_out != NULL) {
-        float maximum = logits[find_maximum(logits, vocab_size)];
-        *logprob_out =
-            (float)(distance(logits[token], maximum) - log_partition(logits, vocab_size, maximum));
+        float maximum = logits[gptoss_find_maximum(logits, vocab_size)];
+        *logprob_out = (float)(gptoss_softmax_distance(logits[token], maximum) -
+                               gptoss_log_partition(logits, vocab_size, maximum));
     }
     *token_out = token;
 cleanup:
@@ -370,10 +340,11 @@ top_logprobs(const float *logits, size_t vocab_size, size_t k, int32_t *tokens_o
     qsort(candidates.keys, k, sizeof *candidates.keys, compare_descending);
 
     float maximum = value_of(candidates.keys[0]);
-    double partition = log_partition(logits, vocab_size, maximum);
+    double partition = gptoss_log_partition(logits, vocab_size, maximum);
     for (size_t i = 0; i < k; ++i) {
         tokens_out[i] = token_of(candidates.keys[i]);
-        logprobs_out[i] = (float)(distance(value_of(candidates.keys[i]), maximum) - partition);
+        logprobs_out[i] =
+            (float)(gptoss_softmax_distance(value_of(candidates.keys[i]), maximum) - partition);
     }
     gptoss_free(candidates.keys);
     return GPTOSS_OK;

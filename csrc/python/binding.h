@@ -47,8 +47,9 @@ PyObject *gptoss_python_text(const char *text);
 /* One call into the engine with the GIL dropped: begin, the call with gptoss_python_poll and this
  * as its user, end. */
 struct gptoss_python_call {
-    PyObject *progress;                /* borrowed; NULL for none */
-    struct gptoss_python_owner *model; /* borrowed; NULL for a call that takes no turn on it */
+    PyObject *progress; /* borrowed; NULL for none */
+    /* Borrowed; NULL for a call that takes no turn on a model, or one turn alone. */
+    struct gptoss_python_owner *models[2];
     PyThreadState *thread;
     uint64_t last_poll_ns, last_done;
     bool raised;
@@ -57,6 +58,10 @@ struct gptoss_python_call {
  * another: it would wait for itself. */
 bool gptoss_python_call_begin(struct gptoss_python_call *call, PyObject *progress,
                               struct gptoss_python_owner *model);
+/* The same for a call that takes turns on two models. */
+bool gptoss_python_call_begin_both(struct gptoss_python_call *call, PyObject *progress,
+                                   struct gptoss_python_owner *first,
+                                   struct gptoss_python_owner *second);
 int gptoss_python_poll(void *call, uint64_t done, uint64_t total);
 /* Takes the GIL back. NULL with an exception if status is a failure or a callback raised, else a
  * new None. */
@@ -70,6 +75,18 @@ PyObject *gptoss_python_call_end(struct gptoss_python_call *call, enum gptoss_st
 bool gptoss_python_tokens(PyObject *object, int32_t **tokens_out, size_t *num_tokens_out);
 /* None becomes NULL; anything else must be callable. Borrowed. */
 bool gptoss_python_progress(PyObject *object, PyObject **progress_out);
+
+/* ---- adapters.c ---- */
+
+struct gptoss_python_adapters {
+    struct gptoss_adapter *items; /* [count] */
+    size_t count;
+};
+/* A tuple of (path in bytes, tuple of modules, tuple of factors), or NULL for none. Names stay
+ * those of the tuple's strings. On failure, too, gptoss_python_adapters_clear frees what is held.
+ */
+bool gptoss_python_adapters(PyObject *tuple, struct gptoss_python_adapters *adapters_out);
+void gptoss_python_adapters_clear(struct gptoss_python_adapters *adapters);
 
 /* ---- owner.c ---- */
 

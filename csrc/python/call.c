@@ -7,17 +7,35 @@
 
 bool gptoss_python_call_begin(struct gptoss_python_call *call, PyObject *progress,
                               struct gptoss_python_owner *model) {
-    if (model != NULL && atomic_load(&model->callback_thread) == PyThread_get_thread_ident()) {
-        gptoss_python_raise_as("StateError", "the model is in use by the call that runs this code");
-        return false;
+    return gptoss_python_call_begin_both(call, progress, model, NULL);
+}
+
+bool gptoss_python_call_begin_both(struct gptoss_python_call *call, PyObject *progress,
+                                   struct gptoss_python_owner *first,
+                                   struct gptoss_python_owner *second) {
+    call->models[0] = first;
+    call->models[1] = second;
+    for (int i = 0; i < 2; i++) {
+        if (call->models[i] != NULL &&
+            atomic_load(&call->models[i]->callback_thread) == PyThread_get_thread_ident()) {
+            gptoss_python_raise_as("StateError",
+                                   "the model is in use by the call that runs this code");
+            return false;
+        }
     }
     call->progress = progress;
-    call->model = model;
     call->raised = false;
     call->last_done = UINT64_MAX;
     call->last_poll_ns = gptoss_clock_nanoseconds();
     call->thread = PyEval_SaveThread();
     return true;
+}
+
+/* Notes which thread runs a callback while the call has its turns; 0: none. */
+static void set_callback_thread(const struct gptoss_python_call *call, unsigned long thread) {
+    for (int i = 0; i < 2; i++)
+        if (call->models[i] != NULL)
+            atomic_store(&call->models[i]->callback_thread, thread);
 }
 
 /* Runs signal handlers and, with news, the progress callable. True if one of them raised. */
@@ -45,11 +63,11 @@ int gptoss_python_poll(void *user, uint64_t done, uint64_t total) {
     call->last_poll_ns = now_ns;
     call->last_done = done;
     PyEval_RestoreThread(call->thread);
-    if (call->model != NULL && has_turn)
-        atomic_store(&call->model->callback_thread, PyThread_get_thread_ident());
+    if (has_turn)
+        set_callback_thread(call, PyThread_get_thread_ident());
     call->raised = run_callbacks(call, has_news, done, total);
-    if (call->model != NULL && has_turn)
-        atomic_store(&call->model->callback_thread, 0);
+    if (has_turn)
+        set_callback_thread(call, 0);
     call->thread = PyEval_SaveThread();
     return call->raised;
 }

@@ -160,6 +160,109 @@ cleanup:
     return result;
 }
 
+/* ---- scoring ---- */
+
+/* The arrays of gptoss_scores, in its order. */
+struct outs {
+    Py_buffer buffers[6];
+    struct gptoss_scores scores;
+};
+
+static void release_outs(struct outs *outs) {
+    for (int i = 0; i < 6; i++)
+        if (outs->buffers[i].obj != NULL)
+            PyBuffer_Release(&outs->buffers[i]);
+}
+
+/* Each object is None or a writable buffer of an element a token. */
+static bool take_outs(PyObject *tuple, size_t num_tokens, struct outs *outs) {
+    static const size_t element_bytes[6] = {sizeof(double), sizeof(int32_t), sizeof(double),
+                                            sizeof(double), sizeof(double),  sizeof(uint8_t)};
+    if (PyTuple_Size(tuple) != 6) {
+        PyErr_SetString(PyExc_ValueError, "outs must be six");
+        return false;
+    }
+    for (int i = 0; i < 6; i++) {
+        PyObject *object = PyTuple_GetItem(tuple, i);
+        if (object == Py_None)
+            continue;
+        if (PyObject_GetBuffer(object, &outs->buffers[i], PyBUF_WRITABLE) != 0)
+            return false;
+        if ((size_t)outs->buffers[i].len / element_bytes[i] < num_tokens) {
+            PyErr_Format(PyExc_ValueError, "out %d is too small for %zu tokens", i, num_tokens);
+            return false;
+        }
+    }
+    outs->scores = (struct gptoss_scores){
+        .logprobs = outs->buffers[0].buf,
+        .ranks = outs->buffers[1].buf,
+        .entropies = outs->buffers[2].buf,
+        .reference_logprobs = outs->buffers[3].buf,
+        .divergences = outs->buffers[4].buf,
+        .same_top = outs->buffers[5].buf,
+    };
+    return true;
+}
+
+static PyObject *run_score(PyObject *self, PyObject *other, const int32_t *tokens,
+                           size_t num_tokens, const int32_t *targets,
+                           const struct gptoss_scores *scores, PyObject *progress) {
+    struct gptoss_generator *reference = NULL, *generator = enter(self);
+    if (generator == NULL)
+        return NULL;
+    if (other != NULL) {
+        reference = enter(other);
+        if (reference == NULL) {
+            leave(self);
+            return NULL;
+        }
+    }
+    struct gptoss_error error;
+    struct gptoss_python_call call;
+    struct gptoss_python_owner *first = ((struct generator_object *)self)->owner->parent, *second;
+    second = other == NULL ? NULL : ((struct generator_object *)other)->owner->parent;
+    bool begun = gptoss_python_call_begin_both(&call, progress, first, second);
+    enum gptoss_status status = GPTOSS_OK;
+    if (begun)
+        status = gptoss_generator_score(generator, reference, tokens, num_tokens, targets, scores,
+                                        gptoss_python_poll, &call, &error);
+    leave(self);
+    if (other != NULL)
+        leave(other);
+    return begun ? gptoss_python_call_end(&call, status, &error) : NULL;
+}
+
+/* score(tokens, targets, reference, outs, progress): targets and reference may be None. */
+static PyObject *score(PyObject *self, PyObject *arguments) {
+    PyObject *object, *aims, *reference, *tuple, *progress, *result = NULL;
+    int32_t *tokens = NULL, *targets = NULL;
+    size_t num_tokens, num_targets;
+    struct outs outs = {0};
+    if (!PyArg_ParseTuple(arguments, "OOOO!O:score", &object, &aims, &reference, &PyTuple_Type,
+                          &tuple, &progress) ||
+        !gptoss_python_progress(progress, &progress))
+        return NULL;
+    if (reference != Py_None && Py_TYPE(reference) != Py_TYPE(self)) {
+        PyErr_SetString(PyExc_TypeError, "the reference is no Generator");
+        return NULL;
+    }
+    if (!gptoss_python_tokens(object, &tokens, &num_tokens) ||
+        (aims != Py_None && !gptoss_python_tokens(aims, &targets, &num_targets)))
+        goto cleanup;
+    if (targets != NULL && num_targets != num_tokens) {
+        PyErr_Format(PyExc_ValueError, "%zu targets for %zu tokens", num_targets, num_tokens);
+        goto cleanup;
+    }
+    if (take_outs(tuple, num_tokens, &outs))
+        result = run_score(self, reference == Py_None ? NULL : reference, tokens, num_tokens,
+                           targets, &outs.scores, progress);
+cleanup:
+    release_outs(&outs);
+    gptoss_free(tokens);
+    gptoss_free(targets);
+    return result;
+}
+
 static PyObject *step(PyObject *self, PyObject *argument) {
     int overflow;
     PyObject *integer = PyNumber_Index(argument);
@@ -443,6 +546,7 @@ static PyObject *get_has_logits(PyObject *self, void *unused) {
 static PyMethodDef methods[] = {
     {"close", close_generator, METH_O, NULL},
     {"prefill", prefill, METH_VARARGS, NULL},
+    {"score", score, METH_VARARGS, NULL},
     {"step", step, METH_O, NULL},
     {"look_ahead", look_ahead, METH_O, NULL},
     {"logits", view_logits, METH_NOARGS, NULL},

@@ -20,22 +20,25 @@ struct gptoss_python_owner *gptoss_python_model_owner(PyObject *self) {
 
 static PyObject *new_model(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"path",       "device",   "isa",     "precision", "threads",
-                            "read_files", "progress", "profile", NULL};
-    PyObject *path, *progress = NULL;
+                            "read_files", "progress", "profile", "adapters",  NULL};
+    PyObject *path, *progress = NULL, *tuple = NULL;
     struct gptoss_model_options options = {.poll = gptoss_python_poll};
     int read_files = 0, profile = 0;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O&|zzzipOp:Model", names,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O&|zzzipOpO!:Model", names,
                                      PyUnicode_FSConverter, &path, &options.device, &options.isa,
                                      &options.precision, &options.num_threads, &read_files,
-                                     &progress, &profile)) {
+                                     &progress, &profile, &PyTuple_Type, &tuple)) {
         return NULL;
     }
     struct gptoss_python_call call;
     struct gptoss_error error;
     struct gptoss_model *model = NULL;
     struct model_object *self = NULL;
-    if (!gptoss_python_progress(progress, &progress))
+    struct gptoss_python_adapters adapters;
+    if (!gptoss_python_adapters(tuple, &adapters) || !gptoss_python_progress(progress, &progress))
         goto cleanup;
+    options.adapters = adapters.items;
+    options.num_adapters = adapters.count;
     options.read_files = read_files != 0;
     options.profile = profile != 0;
     options.poll_user = &call;
@@ -57,6 +60,7 @@ static PyObject *new_model(PyTypeObject *type, PyObject *arguments, PyObject *ke
         self->owner = owner;
     }
 cleanup:
+    gptoss_python_adapters_clear(&adapters);
     Py_DECREF(path);
     return (PyObject *)self;
 }

@@ -13,7 +13,17 @@ from typing import Annotated, Any
 import typer
 
 import gptoss
-from gptoss.cli import bench, chat, compare, console, convert, doctor, generate, quantize
+from gptoss.cli import (
+    bench,
+    chat,
+    compare,
+    console,
+    convert,
+    doctor,
+    generate,
+    perplexity,
+    quantize,
+)
 from gptoss.cli import inspect as inspect_verb
 from gptoss.cli.help import Command, Group
 
@@ -23,6 +33,7 @@ VERBS: dict[str, ModuleType] = {
     "generate": generate,
     "chat": chat,
     "bench": bench,
+    "perplexity": perplexity,
     "inspect": inspect_verb,
     "convert": convert,
     "quantize": quantize,

@@ -177,12 +177,16 @@ def run(
     threads: options.Threads = None,
     isa: options.Isa = None,
     precision: options.Precision = None,
+    adapter: options.Adapters = None,
     kv: options.KvDtype = "f16",
     context: options.Context = None,
     speculate: options.Speculate = False,
 ) -> None:
     """Talk with a model. Lines piped in are messages too; then only the answers are printed."""
-    with gptoss.Model(model, threads=threads, isa=isa, precision=precision) as handle:
+    adapters = options.adapters(adapter)
+    with gptoss.Model(
+        model, threads=threads, isa=isa, precision=precision, adapters=adapters
+    ) as handle:
         sampling = options.sampling(
             handle,
             temperature=temperature,

@@ -6,9 +6,9 @@ Only a terminal gets control codes; NO_COLOR and TERM=dumb take all styling away
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, Protocol
 
 from rich import progress as bars
 from rich.console import Console
@@ -111,11 +111,17 @@ class TextStream:
             self.write("\n")
 
 
+class Advance(Protocol):
+    """Tells a progress bar how far the work is, and what to call it from now on."""
+
+    def __call__(self, done: int, total: int, description: str | None = None) -> None: ...
+
+
 @contextmanager
 def progress_bar(
     description: str, unit: str = "tokens", delay: float = 1.0, refresh: float = 10.0
-) -> Iterator[Callable[[int, int], None]]:
-    """A callback(done, total) that draws a bar on standard error once `delay` seconds went by.
+) -> Iterator[Advance]:
+    """A callback that draws a bar on standard error once `delay` seconds went by.
 
     It is drawn `refresh` times a second. The bar goes away when the block ends. Where control codes
     are unwelcome nothing is drawn.
@@ -137,12 +143,12 @@ def progress_bar(
     task = bar.add_task(description, total=None)
     start = time.monotonic()
 
-    def advance(done: int, total: int) -> None:
+    def advance(done: int, total: int, description: str | None = None) -> None:
         if target.color_system is None:
             return
         if not bar.live.is_started and time.monotonic() - start >= delay:
             bar.start()
-        bar.update(task, completed=done, total=total)
+        bar.update(task, completed=done, total=total, description=description)
 
     try:
         yield advance

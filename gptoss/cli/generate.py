@@ -299,6 +299,7 @@ def run(
     threads: options.Threads = None,
     isa: options.Isa = None,
     precision: options.Precision = None,
+    adapter: options.Adapters = None,
     kv: options.KvDtype = "f16",
     context: options.Context = None,
     speculate: options.Speculate = False,
@@ -307,7 +308,10 @@ def run(
     if chat and special:
         raise typer.BadParameter("--special is for a plain prompt; a message of --chat is text")
     text = read_prompt(prompt, file)
-    with gptoss.Model(model, threads=threads, isa=isa, precision=precision) as handle:
+    adapters = options.adapters(adapter)
+    with gptoss.Model(
+        model, threads=threads, isa=isa, precision=precision, adapters=adapters
+    ) as handle:
         sampling = options.sampling(
             handle,
             temperature=temperature,

@@ -40,6 +40,15 @@ Precision = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR[=SCALE]",
+        help="A LoRA adapter that PEFT saved, times SCALE; may be given several times.",
+        rich_help_panel=_ENGINE,
+    ),
+]
 BlockSize = Annotated[
     int | None,
     typer.Option(
@@ -143,6 +152,18 @@ Seed = Annotated[
         rich_help_panel=_SAMPLING,
     ),
 ]
+
+
+def adapters(given: list[str] | None) -> list[tuple[str, float]]:
+    """--adapter as Model takes it. What follows the last "=" is the scale if it is a number."""
+    result = []
+    for text in given or ():
+        path, separator, scale = text.rpartition("=")
+        try:
+            result.append((path, float(scale)) if separator else (text, 1.0))
+        except ValueError:
+            result.append((text, 1.0))
+    return result
 
 
 def sampling(model: gptoss.Model, **given: Any) -> gptoss.Sampling:

@@ -1,9 +1,9 @@
 /* Drives the engine without CPython, for sanitizers: engine_driver MODEL MODE...
  *
  *   threads    generators in several threads on one model give the bits of a single-threaded run
- *   interrupt  a prefill, a rewind, a batch or a look ahead stopped at any poll can be continued
- * and gives the same bits memory     every allocation refused in turn: clean statuses, no leak, and
- * a retry succeeds
+ *   interrupt  a prefill, a rewind, a batch, a look ahead or a score stopped at any poll can be
+ *              continued and gives the same bits
+ *   memory     every allocation refused in turn: clean statuses, no leak, and a retry succeeds
  *
  * Exits with 0, or with 1 and a line on stderr at the first failure. */
 #include <pthread.h>
@@ -266,8 +266,38 @@ static bool interrupt_look_ahead(struct gptoss_model *model, uint64_t poll, cons
     return status != GPTOSS_OK;
 }
 
+/* The same for a score beside a reference, which stand after the same block. */
+static bool interrupt_score(struct gptoss_model *model, struct gptoss_model *other, uint64_t poll,
+                            const float *expected) {
+    enum { END = 48, BLOCK = 16 };
+    struct gptoss_generator *generator = create_generator(model, BLOCK);
+    struct gptoss_generator *reference = create_generator(other, BLOCK);
+    struct countdown countdown = {poll};
+    double divergences[END] = {0};
+    struct gptoss_scores scores = {.divergences = divergences};
+    enum gptoss_status status = gptoss_generator_score(generator, reference, tokens, END, NULL,
+                                                       &scores, stop_at_zero, &countdown, &error);
+    int64_t position = gptoss_generator_position(generator);
+    CHECK(status == GPTOSS_OK || status == GPTOSS_ERROR_INTERRUPTED, "score: %s", error.message);
+    CHECK(position % BLOCK == 0 && position == gptoss_generator_position(reference),
+          "stand at %lld", (long long)position);
+    scores.divergences += position;
+    if (position < END)
+        CHECK_OK(gptoss_generator_score(generator, reference, tokens + position,
+                                        (size_t)(END - position), NULL, &scores, NULL, NULL,
+                                        &error));
+    CHECK(memcmp(gptoss_generator_logits(generator), expected, vocab_size(model) * sizeof(float)) ==
+              0,
+          "score stopped at poll %llu: logits differ", (unsigned long long)poll);
+    for (int i = 0; i < END - 1; i++)
+        CHECK(divergences[i] == 0, "one model apart from itself at %d", i);
+    gptoss_generator_release(reference);
+    gptoss_generator_release(generator);
+    return status != GPTOSS_OK;
+}
+
 static void test_interrupt(const char *path) {
-    struct gptoss_model *model = open_model(path, false, 2);
+    struct gptoss_model *model = open_model(path, false, 2), *other = open_model(path, true, 1);
     struct gptoss_generator *reference = create_generator(model, 0);
     struct gptoss_generator *full = create_generator(model, 0);
     uint64_t poll = 0;
@@ -282,6 +312,9 @@ static void test_interrupt(const char *path) {
     for (poll = 0; interrupt_look_ahead(model, poll, gptoss_generator_logits(reference));)
         poll += 1 + poll;
     CHECK(poll > 0, "a look ahead never polls");
+    for (poll = 0; interrupt_score(model, other, poll, gptoss_generator_logits(reference));)
+        poll += 1 + poll;
+    CHECK(poll > 0, "a score never polls");
     feed_until(reference, 49);
     feed_until(full, NUM_TOKENS);
     for (poll = 0; interrupt_rewind(full, poll, gptoss_generator_logits(reference));)
@@ -289,6 +322,7 @@ static void test_interrupt(const char *path) {
     CHECK(poll > 0, "a rewind to rows that are gone never polls");
     gptoss_generator_release(full);
     gptoss_generator_release(reference);
+    gptoss_model_release(other);
     gptoss_model_release(model);
 }
 
@@ -385,6 +419,9 @@ static void run_refused(const char *path, float *logits_out) {
     RETRY(gptoss_generator_rewind(fork, 5, NULL, NULL, &error));
     prefill_refused(fork, 28);
     RETRY(forward_both(generator, fork, (size_t[]){5, 2}, NULL, NULL));
+    double entropies[2];
+    struct gptoss_scores scores = {.entropies = entropies};
+    RETRY(gptoss_generator_score(fork, NULL, tokens, 2, NULL, &scores, NULL, NULL, &error));
     RETRY(gptoss_model_verify(model, NULL, NULL, &error));
     memcpy(logits_out, gptoss_generator_logits(fork), num_logits * sizeof(float));
     free(mask);

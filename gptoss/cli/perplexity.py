@@ -1,0 +1,211 @@
+"""`gptoss perplexity`: how well a model predicts a text, and how far it is from another one."""
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+import gptoss
+from gptoss.cli import console, options
+from gptoss.cli.generate import require_tokenizer
+from gptoss.perplexity import Chunks, Estimate, Statistics
+from gptoss.score import Scorer, text_ids
+
+EXAMPLES = (
+    "gptoss perplexity wiki.test.raw --model ~/models/gpt-oss-20b",
+    "gptoss perplexity book.txt --context 2048 --chunks 20",
+    "gptoss perplexity book.txt --model small.gguf --reference ~/models/gpt-oss-20b",
+    "gptoss perplexity book.txt --json | jq .perplexity.value",
+)
+
+
+def read_text(file: str) -> str:
+    """A file's text, of standard input for "-"; one final newline is dropped."""
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        text = data.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise gptoss.FormatError(
+            f"{file}: not UTF-8 text: byte 0x{byte:02x} at offset {error.start}",
+            file=file,
+            offset=error.start,
+            expected="UTF-8",
+            found=f"byte 0x{byte:02x}",
+        ) from None
+    if not text:
+        raise gptoss.FormatError(f"{file}: the file is empty", file=file)
+    return text
+
+
+def require_positions(size: int, models: list[gptoss.Model]) -> None:
+    for model in models:
+        limit = model.config.max_positions
+        if size > limit:
+            raise gptoss.ContextError(
+                f"a chunk of {size:,} tokens is longer than the {limit:,} positions that "
+                f"{model.path} was made for: choose a smaller --context",
+                max_context=limit,
+                requested=size,
+            )
+
+
+def measure(scorer: Scorer, chunks: Chunks, tokens: Any, has_bos: bool) -> Statistics:
+    """Scores every chunk, showing the perplexity so far."""
+    statistics, total = Statistics(), chunks.count * chunks.size
+    with console.progress_bar("perplexity") as advance:
+        for number, start in enumerate(chunks):
+            before = number * chunks.size
+
+            def progress(done: int, _: int, before: int = before) -> None:
+                advance(before + done, total)
+
+            chunk = chunks.tokens(tokens, start, has_bos)
+            statistics.add(scorer.score(chunk, chunks.first, progress))
+            so_far = f"perplexity {statistics.perplexity.value:.4f}"
+            advance(before + chunks.size, total, so_far)
+    return statistics
+
+
+# ---- what is printed ----
+
+
+def _note(facts: dict[str, Any], chunks: Chunks) -> None:
+    counts = f"{chunks.count:,} chunks of {chunks.size:,}, {chunks.num_scored:,} tokens count"
+    console.note(f"{facts['file']}: {facts['tokens']:,} tokens, {counts}")
+
+
+def _number(value: float, scale: float = 1.0) -> str:
+    return f"{scale * value:.4f}" if scale > 1 else f"{value:.6f}"
+
+
+def _print_rows(title: str, rows: list[tuple[str, float, float | None]], unit: str = "") -> None:
+    """Names, values and, but for None, errors, below a title. unit "%": shares in percent."""
+    table = console.table("", "", "", right=(1,))
+    table.show_header = False
+    scale = 100.0 if unit else 1.0
+    for name, value, error in rows:
+        margin = "" if error is None else f"± {_number(error, scale)}{unit}"
+        table.add_row(f"  {name}", _number(value, scale) + unit, Text(margin, "dim"))
+    out = console.console()
+    out.print(Text(title, "bold"))
+    out.print(table)
+
+
+def show(statistics: Statistics) -> None:
+    """The perplexity; with a reference the tables of divergence."""
+    if not statistics.has_reference:
+        value, error = statistics.perplexity
+        print(f"perplexity {value:.4f} ± {error:.4f}")
+        return
+    estimates = [
+        ("the model's", statistics.perplexity),
+        ("the reference's", statistics.reference_perplexity),
+        ("ratio", statistics.ratio),
+        ("ln(ratio)", statistics.log_ratio),
+        ("difference", statistics.difference),
+    ]
+    rows: list[tuple[str, float, float | None]] = [(name, *pair) for name, pair in estimates]
+    rows.append(("correlation", statistics.correlation, None))
+    _print_rows("Perplexity", rows)
+    kl = _distribution(statistics.kl, statistics.kl_distribution())
+    _print_rows("KL divergence of the reference, nats", kl)
+    delta = _distribution(statistics.delta, statistics.delta_distribution())
+    delta.insert(1, ("root mean square", *statistics.rms_delta))
+    _print_rows("Probability of the right token, less the reference's", delta, "%")
+    _print_rows("Likeliest token", [("the same", *statistics.same_top)], "%")
+
+
+def _distribution(
+    mean: Estimate, percentiles: dict[str, float]
+) -> list[tuple[str, float, float | None]]:
+    names = {"max": "maximum", "50%": "median", "min": "minimum"}
+    rest = [(names.get(name, name), value, None) for name, value in percentiles.items()]
+    return [("mean", *mean), *rest]
+
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="The text, UTF-8; -: standard input.")]
+Size = Annotated[
+    int, typer.Option("--context", "-c", min=3, metavar="N", help="Tokens a chunk; default: 512.")
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Chunks of context + N/2 tokens begin N tokens apart, and the last N of each count; "
+        "default: chunks one behind the other.",
+    ),
+]
+MaxChunks = Annotated[
+    int | None,
+    typer.Option("--chunks", min=1, metavar="N", help="Only the first N chunks; default: all."),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        "--reference", "-r", metavar="PATH", help="Compare with this model, of the same vocabulary."
+    ),
+]
+
+
+def run(
+    file: File,
+    model: options.Model = "demo",
+    context: Size = 512,
+    stride: Stride = None,
+    reference: Reference = None,
+    chunks: MaxChunks = None,
+    as_json: options.Json = False,
+    threads: options.Threads = None,
+    isa: options.Isa = None,
+    precision: options.Precision = None,
+    adapter: options.Adapters = None,
+    kv: options.KvDtype = "f16",
+) -> None:
+    """Measure how well a model predicts a text, and with --reference how far it is from another.
+
+    Defined as llama.cpp's llama-perplexity does: the text is cut into chunks of --context tokens,
+    each read anew, with the BOS token in place of its first token if the tokenizer adds one. The
+    first half of a chunk is context only; perplexity is exp of the mean negative log-probability of
+    the tokens of the second halves, and ± one standard error.
+
+    With --reference (the better model, as a rule) both read the same tokens, and the statistics are
+    those of llama-perplexity --kl-divergence. No file of logits is written or needed.
+    """
+    if stride is not None and stride > context:
+        raise typer.BadParameter(f"--stride {stride} is more than --context {context}")
+    text = read_text(file)
+    how: dict[str, Any] = {"threads": threads, "isa": isa, "precision": precision}
+    with ExitStack() as stack:
+        handle = stack.enter_context(gptoss.Model(model, adapters=options.adapters(adapter), **how))
+        require_tokenizer(handle)
+        other = None
+        if reference is not None:
+            other = stack.enter_context(gptoss.Model(reference, **how))
+        tokens, has_bos = text_ids(handle, text, other)
+        cut = Chunks.cut(len(tokens), context, stride, chunks)
+        require_positions(cut.size, [handle] if other is None else [handle, other])
+        facts = {
+            "model": str(handle.path),
+            "adapters": {str(each.path): each.scale for each in handle.adapters},
+            "reference": None if other is None else str(other.path),
+            "precision": handle.precision,
+            "file": file,
+            "tokens": len(tokens),
+            "context": context,
+            "stride": stride,
+            "chunks": cut.count,
+        }
+        if not as_json:
+            _note(facts, cut)
+        with Scorer(handle, other, cut.size, kv_dtype=kv) as scorer:
+            statistics = measure(scorer, cut, tokens, has_bos)
+    if as_json:
+        print(json.dumps(facts | statistics.as_dict(), indent=2))
+    else:
+        show(statistics)
