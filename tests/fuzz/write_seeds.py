@@ -15,6 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import dense_models
 import gguf_models
 from models import Spec, write_model
 
@@ -35,6 +36,14 @@ SPECS = {
     "dense_experts": Spec(**{**vars(TINY), "expert_dtype": "BF16", "dense_dtype": "F32"}),
     "tied": Spec(**{**vars(TINY), "tied": True, "dense_dtype": "F16", "attention_bias": False}),
 }
+DENSE = {
+    "llama": dense_models.Llama(
+        num_layers=1, hidden_size=32, intermediate_size=32, num_heads=4, vocab_size=5
+    ),
+    "gpt2": dense_models.Gpt2(
+        num_layers=1, hidden_size=32, num_heads=4, vocab_size=5, max_positions=8
+    ),
+}
 FORMATS = ("model.gguf", "model.safetensors", "config.json")
 
 
@@ -48,22 +57,26 @@ def main(directory: Path) -> None:
     rng = np.random.default_rng(0)
     for name in FORMATS:
         (directory / name).mkdir(parents=True, exist_ok=True)
-    for layout in ("hf", "original"):
-        for kind, spec in SPECS.items():
-            if layout == "original" and kind != "mxfp4":
-                continue
-            model = write_model(directory / "models" / f"{kind}_{layout}", spec, rng, layout)
-            for name in ("model.safetensors", "config.json"):
-                if (model / name).exists():
-                    seed = directory / name / f"{kind}_{layout}"
-                    seed.write_bytes((model / name).read_bytes())
+    models = [
+        write_model(directory / "models" / "original", TINY, rng, "original"),
+        *(write_model(directory / "models" / kind, spec, rng) for kind, spec in SPECS.items()),
+        *(
+            dense_models.write_hf(directory / "models" / kind, spec, rng)
+            for kind, spec in DENSE.items()
+        ),
+    ]
+    for model in models:
+        for name in ("model.safetensors", "config.json"):
+            (directory / name / model.name).write_bytes((model / name).read_bytes())
     for dense in ("f32", "f16", "bf16", "q8_0"):
         path = directory / "model.gguf" / dense
         gguf_models.write_model(path.with_suffix(".gguf"), TINY, rng, dense).rename(path)
+    for kind, dense in DENSE.items():
+        dense_models.write_gguf(directory / "model.gguf" / kind, dense, rng)
     good = directory / "good"
     good.mkdir(exist_ok=True)
     for name in ("model.safetensors", "config.json"):
-        (good / name).write_bytes((directory / name / "mxfp4_hf").read_bytes())
+        (good / name).write_bytes((directory / name / "mxfp4").read_bytes())
     for name in FORMATS:
         seeds = [path.read_bytes() for path in (directory / name).iterdir()]
         write_dictionary(directory / f"{name}.dict", seeds)
