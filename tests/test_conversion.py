@@ -24,6 +24,7 @@ from gptoss.cli import main
 Array = NDArray[Any]
 DEMO = gptoss.Model("demo").path
 # Widths of 96 and 256: blocks of 32 and 256; a head of 16, so that attention is 64 wide.
+STAY = (".bias", "norm.weight", "sinks.weight", "gate_inp.weight")
 SPEC = Spec(hidden_size=256, intermediate_size=96, head_dim=16, num_layers=3)
 
 
@@ -185,14 +186,14 @@ def test_every_type(tmp_path: Path, small: Path, format: str) -> None:
     path = tmp_path / "out.gguf"
     report = gptoss.quantize(small, path, format.lower())
     with gptoss.Model(small) as model:
-        source = {weight.name: weight for weight in weights.Checkpoint(small).weights()}
+        source = {weight.name: weight for weight in weights.Source(small).weights()}
         assert model.config.num_layers == 3
     tensors = gguf_tensors(path)
     assert list(report.formats) and sum(report.formats.values()) == len(tensors) == len(source)
     for name, (stored, values) in tensors.items():
         weight = source[name]
         exact = weight.floats()
-        if name.endswith(weights_that_stay):
+        if name.endswith(STAY):
             assert stored == "F32"
             np.testing.assert_array_equal(values, exact)
         elif weight.format == "MXFP4" and stored == "MXFP4":
@@ -204,13 +205,33 @@ def test_every_type(tmp_path: Path, small: Path, format: str) -> None:
             assert error < {"MXFP4": 0.15, "Q4_0": 0.1}.get(stored, 0.085), name
 
 
-weights_that_stay = (".bias", "norm.weight", "sinks.weight", "gate_inp.weight")
+@pytest.mark.parametrize("format", quantization.FORMATS)
+def test_the_engine_runs_every_type(tmp_path: Path, small: Path, format: str) -> None:
+    """As the same weights in float32, but for the order of sums."""
+    path = tmp_path / "out.gguf"
+    gptoss.quantize(small, path, format, rules=[f"*_exps.weight={format}"])
+    gptoss.quantize(path, tmp_path / "wide.gguf", "F32", rules=["*.weight=F32"])
+    logits = []
+    for each in (path, tmp_path / "wide.gguf"):
+        with gptoss.Model(each) as model:
+            tokens = random_tokens(model, 12)
+            logits.append(open_generator(model, 16, kv_dtype="f32").prefill(tokens))
+    assert np.abs(logits[0] - logits[1]).max() < 1e-4 * np.abs(logits[1]).max()
+
+
+def test_formats_that_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gptoss.write_gguf.TYPES, "IQ4_XS", (23, 256, 136))
+    tensor = gguf_models.raw_tensor("t.weight", (2, 256), "IQ4_XS")
+    path = gguf_models.write_raw(tmp_path / "m.gguf", {}, [(tensor, bytes(288))])
+    with pytest.raises(gptoss.UnsupportedError, match=r"t\.weight is stored as IQ4_XS") as caught:
+        gptoss.quantize(path, tmp_path / "out.gguf", "Q8_0")
+    assert caught.value.tensor == "t.weight" and leftovers(tmp_path) == ["m.gguf"]
 
 
 def test_quantized_bytes_are_those_of_the_gguf_package(tmp_path: Path, small: Path) -> None:
     gptoss.quantize(small, tmp_path / "out.gguf", "Q8_0")
-    checkpoint = weights.Checkpoint(tmp_path / "out.gguf")
-    stored = {weight.name: weight for weight in checkpoint.weights()}["blk.1.attn_q.weight"]
+    files = weights.Source(tmp_path / "out.gguf")
+    stored = {weight.name: weight for weight in files.weights()}["blk.1.attn_q.weight"]
     with gptoss.Model(small) as model:
         source = model.tensors["model.layers.1.self_attn.q_proj.weight"].astype(np.float32)
     expected = gguf.quants.quantize(source, gguf.GGMLQuantizationType.Q8_0)
@@ -461,7 +482,7 @@ def test_wrong_arguments(tmp_path: Path, small: Path) -> None:
 def test_compare_measures(tmp_path: Path, rng: np.random.Generator) -> None:
     a, b = (write_model(tmp_path / name, SPEC, rng) for name in "ab")
     errors = gptoss.compare(a, b)
-    assert len(errors) == len(weights.Checkpoint(a).weights())
+    assert len(errors) == len(weights.Source(a).weights())
     with gptoss.Model(a) as first, gptoss.Model(b) as second:
         x, y = (
             model.tensors["model.layers.2.self_attn.v_proj.weight"].astype(np.float64).ravel()
