@@ -23,7 +23,6 @@ from gptoss import _core, blocks
 from gptoss.checkpoint import Checkpoint
 from gptoss.errors import FormatError, NumericError, UnsupportedError, require_integer
 from gptoss.model import BLOCKS, DTYPES, Model
-from gptoss.write_gguf import pack_mxfp4
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -76,13 +75,13 @@ class Weight:
 
     def blocks(self) -> Array:
         """As GGUF stores it."""
-        return self.data if self.scales is None else pack_mxfp4(self.data, self.scales)
+        return self.data if self.scales is None else blocks.join_mxfp4(self.data, self.scales)
 
     def planes(self) -> tuple[Array, Array]:
         """MXFP4 as Hugging Face stores it: codes (..., blocks, 16) and scales (..., blocks)."""
         if self.scales is not None:
             return self.data, self.scales
-        return unpack_mxfp4(self.data)
+        return blocks.split_mxfp4(self.data)
 
     def encoded(self, format: str) -> Array:
         """In a format of GGUF; unchanged where that is its own. NumericError names the weight."""
@@ -92,15 +91,6 @@ class Weight:
             return blocks.encode(self.floats(), format)
         except NumericError as error:
             raise NumericError(f"{self.source}: {error}", tensor=self.source) from None
-
-
-def unpack_mxfp4(packed: Array) -> tuple[Array, Array]:
-    """What write_gguf.pack_mxfp4 packed: (..., 17) to (..., 16) and (...)."""
-    even, odd = packed[..., 1::2], packed[..., 2::2]
-    codes = np.empty((*packed.shape[:-1], 16), np.uint8)
-    codes[..., :8] = (even & 15) | (odd << 4)
-    codes[..., 8:] = (even >> 4) | (odd & 0xF0)
-    return codes, packed[..., 0]
 
 
 def in_order(jobs: Iterable[Callable[[], T]], threads: int | None = None) -> Iterator[T]:

@@ -132,7 +132,10 @@ def _plan(weights: dict[str, Weight], config: Config) -> Iterator[_Tensor]:
 
 def _take(weights: dict[str, Weight], name: str) -> Weight:
     if name not in weights:
-        raise FormatError(f"there is no weight {name}: gptoss converts gpt-oss alone", tensor=name)
+        raise FormatError(
+            f"there is no weight {name}: only gpt-oss under llama.cpp's names is converted",
+            tensor=name,
+        )
     return weights[name]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,44 @@ def test_pieces_are_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sma
     for name, (_, values) in first.items():
         np.testing.assert_array_equal(values, second[name][1])
     assert all(error.max_abs == 0 for error in gptoss.compare(small, tmp_path / "pieces"))
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The demo model has 12 MB of weights; what is held is some pieces and the vocabulary."""
+    monkeypatch.setattr(weights, "_PIECE_ELEMENTS", 1 << 12)
+    for write in (WRITERS["quantize"], WRITERS["gguf"], WRITERS["hf"]):
+        tracemalloc.start()
+        try:
+            write(DEMO, tmp_path / "out", threads=2)
+            assert tracemalloc.get_traced_memory()[1] < 4e6
+        finally:
+            tracemalloc.stop()
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        (tmp_path / "out").unlink(missing_ok=True)
+
+
+def test_any_architecture_in_gguf(tmp_path: Path, rng: np.random.Generator) -> None:
+    values = {"general.architecture": (8, "mamba"), "mamba.odd": (9, (6, [1.5, -2.0]))}
+    shapes = {"blk.0.ssm_in.weight": (3, 64), "blk.0.ssm_a": (64,), "token_embd.weight": (5, 256)}
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    tensors = [
+        (gguf_models.raw_tensor(name, array.shape, "F32"), array.tobytes())
+        for name, array in arrays.items()
+    ]
+    gguf_models.write_raw(tmp_path / "in.gguf", values, tensors)
+    gptoss.quantize(tmp_path / "in.gguf", tmp_path / "out.gguf", "Q6_K")
+    found = gguf_tensors(tmp_path / "out.gguf")
+    assert {name: format for name, (format, _) in found.items()} == {
+        "blk.0.ssm_in.weight": "Q8_0",
+        "blk.0.ssm_a": "F32",
+        "token_embd.weight": "Q6_K",
+    }
+    np.testing.assert_array_equal(found["blk.0.ssm_a"][1], arrays["blk.0.ssm_a"])
+    field = gguf.GGUFReader(tmp_path / "out.gguf").fields["mamba.odd"]
+    assert field.contents() == [1.5, -2.0]
+    with pytest.raises(gptoss.Error):
+        gptoss.convert(tmp_path / "in.gguf", tmp_path / "hf")
+    assert leftovers(tmp_path) == ["in.gguf", "out.gguf"]
 
 
 # ---- refusals ----
