@@ -18,6 +18,7 @@ import numpy.typing as npt
 from gptoss import _core
 from gptoss.errors import ArgumentError, NumericError, did_you_mean
 from gptoss.model import BLOCKS, DTYPES
+from gptoss.write_gguf import pack_mxfp4
 
 Array = npt.NDArray[Any]
 
@@ -91,6 +92,23 @@ def decode(stored: npt.ArrayLike, format: str) -> npt.NDArray[np.float32]:
     out = np.empty((*array.shape[:-2], array.shape[-2] * elements), np.float32)
     _core.decode_blocks(_engine_name(format), array, out)
     return out
+
+
+def join_mxfp4(codes: Array, scales: Array) -> Array:
+    """MXFP4 as Hugging Face stores it, codes (..., blocks, 16), two neighbours a byte, and scales
+    (..., blocks), as GGUF does: (..., blocks, 17), the scale first, then elements j and j + 16 in
+    byte j. uint8."""
+    return pack_mxfp4(codes, scales)
+
+
+def split_mxfp4(packed: Array) -> tuple[Array, Array]:
+    """The way back from join_mxfp4: codes and scales. encode(values, "MXFP4") and this give what
+    Hugging Face's layout stores."""
+    even, odd = packed[..., 1::2], packed[..., 2::2]
+    codes = np.empty((*packed.shape[:-1], 16), np.uint8)
+    codes[..., :8] = (even & 15) | (odd << 4)
+    codes[..., 8:] = (even >> 4) | (odd & 0xF0)
+    return codes, packed[..., 0]
 
 
 def _engine_name(format: str) -> str:

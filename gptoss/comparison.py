@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gptoss.conversion import Progress
 from gptoss.errors import FormatError, did_you_mean, refuse_unknown_options
-from gptoss.weights import Checkpoint, Weight, in_order
+from gptoss.weights import Source, Weight, in_order
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def compare(
     progress: called with (done, total) bytes of a; may raise to stop. FormatError if a weight is in
     one alone or of another shape; FileError.
     """
-    pairs = list(_pairs(Checkpoint(a).weights(), Checkpoint(b).weights(), str(a), str(b)))
+    pairs = list(_pairs(Source(a).weights(), Source(b).weights(), str(a), str(b)))
     total, done = sum(first.num_bytes for first, _ in pairs), 0
     sums, largest = np.zeros((len(pairs), 3)), np.zeros(len(pairs))
     for index, squares, difference, num_bytes in in_order(_jobs(pairs), threads):

@@ -24,7 +24,7 @@ from gptoss import write_gguf
 from gptoss.errors import ArgumentError, UnsupportedError, refuse_unknown_options
 from gptoss.model import Config, Model
 from gptoss.output import check_output, complete_file
-from gptoss.weights import Array, Checkpoint, Weight, in_order
+from gptoss.weights import Array, Source, Weight, in_order
 from gptoss.write_gguf import TYPES
 from gptoss.write_hugging_face import (
     hugging_face_config,
@@ -88,27 +88,27 @@ def convert(
     to = to or ("gguf" if target.suffix == ".gguf" else "hf")
     if to not in LAYOUTS:
         raise ArgumentError(f"to must be 'gguf' or 'hf', not {to!r}")
-    checkpoint = Checkpoint(source)
+    files = Source(source)
     if to == "hf":
-        return _to_hugging_face(checkpoint, target, force, threads, progress)
-    weights = checkpoint.weights()
-    plan = [Planned(weight, gguf_format(checkpoint, weight)) for weight in weights]
-    return write_planned(checkpoint, plan, target, force, threads, progress, notes=())
+        return _to_hugging_face(files, target, force, threads, progress)
+    weights = files.weights()
+    plan = [Planned(weight, gguf_format(files, weight)) for weight in weights]
+    return write_planned(files, plan, target, force, threads, progress, notes=())
 
 
 def _to_hugging_face(
-    checkpoint: Checkpoint,
+    files: Source,
     output: Path,
     force: bool,
     threads: int | None,
     progress: Progress | None,
 ) -> Report:
-    with Model(checkpoint.path, threads=1) as model:
+    with Model(files.path, threads=1) as model:
         config, tokenizer = model.config, model.tokenizer
     formats, num_bytes, notes = write_hugging_face(
-        checkpoint, config, tokenizer, output, force=force, threads=threads, progress=progress
+        files, config, tokenizer, output, force=force, threads=threads, progress=progress
     )
-    source_bytes = sum(weight.num_bytes for weight in checkpoint.weights())
+    source_bytes = sum(weight.num_bytes for weight in files.weights())
     return Report(output, formats, source_bytes, num_bytes, notes)
 
 
@@ -118,9 +118,9 @@ def _to_hugging_face(
 F32_ENDS = (".bias", "_norm.weight", "attn_sinks.weight", "ffn_gate_inp.weight")
 
 
-def gguf_format(checkpoint: Checkpoint, weight: Weight) -> str:
+def gguf_format(files: Source, weight: Weight) -> str:
     """The format of a weight in GGUF if nothing else is asked for."""
-    if not checkpoint.is_gguf and weight.name.endswith(F32_ENDS):
+    if not files.is_gguf and weight.name.endswith(F32_ENDS):
         return "F32"
     return weight.format
 
@@ -147,7 +147,7 @@ class Planned:
 
 
 def write_planned(
-    checkpoint: Checkpoint,
+    files: Source,
     plan: Sequence[Planned],
     output: Path,
     force: bool,
@@ -157,11 +157,11 @@ def write_planned(
 ) -> Report:
     """Writes a GGUF file of planned weights."""
     total = sum(planned.num_bytes for planned in plan)
-    values = _metadata(checkpoint, plan, output)
+    values = _metadata(files, plan, output)
     header = write_gguf.header(values, plan)
     if not any(key in values for key in ("tokenizer.ggml.merges", "tokenizer.ggml.scores")):
-        notes = (*notes, f"no tokenizer is beside {checkpoint.path}: the file has no vocabulary")
-    inputs = [checkpoint.path, *checkpoint.files]
+        notes = (*notes, f"no tokenizer is beside {files.path}: the file has no vocabulary")
+    inputs = files.inputs
     needed = len(header) + sum(p.num_bytes + write_gguf.padding(p.num_bytes) for p in plan)
     check_output(output, needed, inputs, force=force, is_directory=False)
     done = 0
@@ -207,14 +207,14 @@ _UINT32, _STRING, _ARRAY = 4, 8, 9
 _DROPPED = ("general.alignment", "general.file_type", "split.")  # said anew, or no longer so
 
 
-def _metadata(checkpoint: Checkpoint, plan: Sequence[Planned], output: Path) -> Metadata:
+def _metadata(files: Source, plan: Sequence[Planned], output: Path) -> Metadata:
     sizes: Counter[str] = Counter()
     for planned in plan:
         sizes[planned.type] += planned.num_bytes
     file_type = (_UINT32, _FILE_TYPES.get(sizes.most_common(1)[0][0] if sizes else "F32", 0))
-    if checkpoint.is_gguf:
-        return _copied_metadata(checkpoint) | {"general.file_type": file_type}
-    with Model(checkpoint.path, threads=1) as model:
+    if files.is_gguf:
+        return _copied_metadata(files) | {"general.file_type": file_type}
+    with Model(files.path, threads=1) as model:
         config, tokenizer = model.config, model.tokenizer
     _require_expressible(config)
     values = write_gguf.metadata(hugging_face_config(config), output.stem, tokenizer)
@@ -225,12 +225,12 @@ def _metadata(checkpoint: Checkpoint, plan: Sequence[Planned], output: Path) -> 
     return values | {"general.file_type": file_type}
 
 
-def _copied_metadata(checkpoint: Checkpoint) -> Metadata:
+def _copied_metadata(files: Source) -> Metadata:
     values: Metadata = {"general.quantization_version": (_UINT32, 2)}
-    for key, value in checkpoint.metadata.items():
+    for key, value in files.metadata.items():
         if key.startswith(_DROPPED):
             continue
-        info = checkpoint.metadata.info(key)
+        info = files.metadata.info(key)
         kind = _KINDS[info.type]
         if isinstance(value, np.ndarray):
             value = value.tolist()

@@ -17,7 +17,7 @@ from gptoss import blocks
 from gptoss.conversion import F32_ENDS, Planned, Progress, Report, gguf_format, write_planned
 from gptoss.errors import ArgumentError, did_you_mean, refuse_unknown_options
 from gptoss.model import BLOCKS
-from gptoss.weights import Checkpoint, Weight
+from gptoss.weights import Source, Weight
 
 FORMATS = blocks.ENCODED
 # Small, and sensitive: kept unless a rule names them.
@@ -92,13 +92,13 @@ def quantize(
     """
     parsed = [rule if isinstance(rule, Rule) else Rule.parse(rule) for rule in rules]
     format = require_format(type)
-    checkpoint = Checkpoint(source)
-    weights = checkpoint.weights()
+    files = Source(source)
+    weights = files.weights()
     check_rules(parsed, weights)
     notes: Counter[str] = Counter()
-    plan = [_planned(checkpoint, weight, parsed, format, notes) for weight in weights]
+    plan = [_planned(files, weight, parsed, format, notes) for weight in weights]
     return write_planned(
-        checkpoint,
+        files,
         plan,
         Path(output).expanduser(),
         force,
@@ -136,10 +136,10 @@ def bits(format: str) -> float:
 
 
 def _planned(
-    checkpoint: Checkpoint, weight: Weight, rules: Sequence[Rule], format: str, notes: Counter[str]
+    files: Source, weight: Weight, rules: Sequence[Rule], format: str, notes: Counter[str]
 ) -> Planned:
     rule = next((rule for rule in rules if rule.applies(weight)), None)
-    as_is = gguf_format(checkpoint, weight)
+    as_is = gguf_format(files, weight)
     is_known = weight.format in blocks.PLAIN or weight.format in BLOCKS
     if rule is None and (not is_known or not _is_matrix(weight) or weight.name.endswith(_KEPT)):
         return Planned(weight, as_is)

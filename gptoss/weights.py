@@ -20,11 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gptoss import _core, blocks
+from gptoss.checkpoint import Checkpoint
 from gptoss.errors import FormatError, NumericError, UnsupportedError, require_integer
-from gptoss.locate import locate
-from gptoss.metadata import Metadata
 from gptoss.model import BLOCKS, DTYPES, Model
-from gptoss.write_gguf import pack_mxfp4
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -77,13 +75,13 @@ class Weight:
 
     def blocks(self) -> Array:
         """As GGUF stores it."""
-        return self.data if self.scales is None else pack_mxfp4(self.data, self.scales)
+        return self.data if self.scales is None else blocks.join_mxfp4(self.data, self.scales)
 
     def planes(self) -> tuple[Array, Array]:
         """MXFP4 as Hugging Face stores it: codes (..., blocks, 16) and scales (..., blocks)."""
         if self.scales is not None:
             return self.data, self.scales
-        return unpack_mxfp4(self.data)
+        return blocks.split_mxfp4(self.data)
 
     def encoded(self, format: str) -> Array:
         """In a format of GGUF; unchanged where that is its own. NumericError names the weight."""
@@ -93,15 +91,6 @@ class Weight:
             return blocks.encode(self.floats(), format)
         except NumericError as error:
             raise NumericError(f"{self.source}: {error}", tensor=self.source) from None
-
-
-def unpack_mxfp4(packed: Array) -> tuple[Array, Array]:
-    """What write_gguf.pack_mxfp4 packed: (..., 17) to (..., 16) and (...)."""
-    even, odd = packed[..., 1::2], packed[..., 2::2]
-    codes = np.empty((*packed.shape[:-1], 16), np.uint8)
-    codes[..., :8] = (even & 15) | (odd << 4)
-    codes[..., 8:] = (even >> 4) | (odd & 0xF0)
-    return codes, packed[..., 0]
 
 
 def in_order(jobs: Iterable[Callable[[], T]], threads: int | None = None) -> Iterator[T]:
@@ -124,60 +113,54 @@ def in_order(jobs: Iterable[Callable[[], T]], threads: int | None = None) -> Ite
 # ---- checkpoints ----
 
 
-class Checkpoint:
-    """The files of a model and their weights, without the model.
-
-    path: as Model takes it. is_gguf: a GGUF file, of any architecture. Raises FileError and
-    FormatError.
-    """
+class Source(Checkpoint):
+    """The files of a model and what they weigh."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = locate(path)
-        core = _core.Checkpoint(self.path)
-        self.is_gguf = core.gguf_version > 0
-        self.files = [Path(file) for file, _ in core.files()]
-        self.metadata = Metadata(core)
-        self._maps = {file: np.memmap(file, np.uint8, "r") for file in self.files}
-        self._table = {entry[0]: entry[1:] for entry in core.tensors()}
+        super().__init__(path)
+        self.is_gguf = self.gguf_version is not None
+        self._maps = {file: np.memmap(file, np.uint8, "r") for file, _ in self.files}
+
+    @property
+    def inputs(self) -> list[Path]:
+        """What must not be written to."""
+        return [self.path, *(file for file, _ in self.files)]
 
     def weights(self) -> list[Weight]:
         """The weights, of GGUF in the order of the file, of gpt-oss in other layouts in the order
         that llama.cpp's converter writes them. FormatError, UnsupportedError."""
         if self.is_gguf:
-            placed = sorted(self._table, key=lambda name: self._table[name][3:])
-            return [self._tensor(name, name) for name in placed]
+            files = [file for file, _ in self.files]
+            placed = sorted(
+                self.tensors.values(), key=lambda t: (files.index(t.file), t.file_offset)
+            )
+            return [self._tensor(tensor.name, tensor.name) for tensor in placed]
         return list(_GptOss(self).weights())
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._table
-
-    @property
-    def names(self) -> Iterable[str]:
-        return self._table
 
     def _tensor(self, name: str, source: str) -> Weight:
         """A tensor of the file as the weight of a name."""
-        if source not in self._table:
+        if source not in self.tensors:
             raise FormatError(
                 f"{self.path}: there is no tensor {source}; gptoss converts the gpt-oss models",
                 file=str(self.path),
                 tensor=source,
             )
-        format, shape, num_bytes, file, offset = self._table[source]
-        if format not in DTYPES and format not in BLOCKS:
+        info = self.tensors[source]
+        if info.format not in DTYPES and info.format not in BLOCKS:
             raise UnsupportedError(
-                f"{file}: {source} is stored as {format}, which is not read",
-                file=file,
+                f"{info.file}: {source} is stored as {info.format}, which is not read",
+                file=str(info.file),
                 tensor=source,
             )
-        raw = self._maps[Path(file)][offset : offset + (num_bytes or 0)]
-        if format in BLOCKS:
-            elements, block_bytes = BLOCKS[format]
-            data = raw.reshape(*shape[:-1], shape[-1] // elements, block_bytes)
+        raw = self._maps[info.file][info.file_offset :][: info.num_bytes]
+        if info.format in BLOCKS:
+            elements, block_bytes = BLOCKS[info.format]
+            *rows, width = info.shape
+            data = raw.reshape(*rows, width // elements, block_bytes)
         else:
             # The file may not align it.
-            data = np.ndarray(shape, DTYPES[format], raw)
-        return Weight(name, format, source, data)
+            data = np.ndarray(info.shape, DTYPES[info.format], raw)
+        return Weight(name, info.format, source, data)
 
 
 # llama.cpp's name, Hugging Face's, the original one.
@@ -220,14 +203,14 @@ def hugging_face_names(num_layers: int) -> dict[str, str]:
 class _GptOss:
     """gpt-oss in the Hugging Face or the original layout."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._is_original = "embedding.weight" in checkpoint
-        with Model(checkpoint.path, threads=1) as model:
+    def __init__(self, files: Source) -> None:
+        self._files = files
+        self._is_original = "embedding.weight" in files.tensors
+        with Model(files.path, threads=1) as model:
             self._config = model.config
         if self._config.architecture != "gpt_oss":
             raise UnsupportedError(
-                f"{checkpoint.path}: weights of {self._config.architecture} are read from GGUF "
+                f"{files.path}: weights of {self._config.architecture} are read from GGUF "
                 "files alone, not from safetensors"
             )
 
@@ -237,7 +220,7 @@ class _GptOss:
         for layer in range(self._config.num_layers):
             prefix = f"block.{layer}." if self._is_original else f"model.layers.{layer}."
             for name, hf, original in _LAYER:
-                weight = self._checkpoint._tensor(
+                weight = self._files._tensor(
                     f"blk.{layer}.{name}", prefix + (original if self._is_original else hf)
                 )
                 yield self._part(weight, name) if ".qkv." in weight.source else weight
@@ -248,9 +231,9 @@ class _GptOss:
 
     def _global(self, name: str, hf: str, original: str) -> Weight:
         source = original if self._is_original else hf
-        if name == "output.weight" and source not in self._checkpoint:  # tied
+        if name == "output.weight" and source not in self._files.tensors:  # tied
             source = "embedding.weight" if self._is_original else "model.embed_tokens.weight"
-        return self._checkpoint._tensor(name, source)
+        return self._files._tensor(name, source)
 
     def _part(self, weight: Weight, name: str) -> Weight:
         """The rows of query, key or value."""
@@ -264,13 +247,13 @@ class _GptOss:
     def _experts(
         self, to: str, prefix: str, name: str, hf: str, original: str, part: slice
     ) -> Iterator[Weight]:
-        take, source = self._checkpoint._tensor, f"{prefix}mlp.experts.{hf}"
+        take, source = self._files._tensor, f"{prefix}mlp.experts.{hf}"
         planes, bias = (f"{source}_blocks", f"{source}_scales"), f"{source}_bias"
         if self._is_original:
             source = f"{prefix}mlp.{original}_weight"
             planes, bias = (f"{source}.blocks", f"{source}.scales"), f"{prefix}mlp.{original}_bias"
         name = to + name
-        if planes[0] in self._checkpoint:
+        if planes[0] in self._files.tensors:
             codes, scales = (take(name, plane).data[:, part] for plane in planes)
             yield Weight(f"{name}.weight", "MXFP4", planes[0], codes, scales)
         else:

@@ -22,7 +22,7 @@ from gptoss.errors import FormatError, UnsupportedError
 from gptoss.model import DTYPES, Config
 from gptoss.output import MODEL_FILES, check_output, complete_directory
 from gptoss.tokenizer import Tokenizer
-from gptoss.weights import Checkpoint, Weight, hugging_face_names, in_order
+from gptoss.weights import Source, Weight, hugging_face_names, in_order
 
 Array = npt.NDArray[Any]
 Job = Callable[[], Array]
@@ -55,7 +55,7 @@ class _Tensor:
 
 
 def write_hugging_face(
-    checkpoint: Checkpoint,
+    files: Source,
     config: Config,
     tokenizer: Tokenizer | None,
     output: Path,
@@ -67,12 +67,12 @@ def write_hugging_face(
     """Writes the directory; returns tensors of each dtype, bytes of tensors and notes. The files of
     the tokenizer are copied, or made from what a GGUF file holds."""
     if config.architecture != "gpt_oss":
-        raise UnsupportedError(f"{checkpoint.path}: {config.architecture} is written as GGUF alone")
-    weights = {weight.name: weight for weight in checkpoint.weights()}
+        raise UnsupportedError(f"{files.path}: {config.architecture} is written as GGUF alone")
+    weights = {weight.name: weight for weight in files.weights()}
     tensors = list(_plan(weights, config))
     total = sum(tensor.num_bytes for tensor in tensors)
     header = _header(tensors)
-    inputs = [checkpoint.path, *checkpoint.files]
+    inputs = files.inputs
     check_output(output, total + len(header), inputs, force=force, is_directory=True)
     done = 0
     with complete_directory(output) as directory:
@@ -90,7 +90,7 @@ def write_hugging_face(
             values |= _write_tokenizer(tokenizer, directory)
         _write_json(directory / "config.json", values)
     formats = dict(Counter(tensor.format for tensor in tensors).most_common())
-    return formats, total, _notes(checkpoint, weights, tokenizer)
+    return formats, total, _notes(files, weights, tokenizer)
 
 
 def _header(tensors: list[_Tensor]) -> bytes:
@@ -132,7 +132,10 @@ def _plan(weights: dict[str, Weight], config: Config) -> Iterator[_Tensor]:
 
 def _take(weights: dict[str, Weight], name: str) -> Weight:
     if name not in weights:
-        raise FormatError(f"there is no weight {name}: gptoss converts gpt-oss alone", tensor=name)
+        raise FormatError(
+            f"there is no weight {name}: only gpt-oss under llama.cpp's names is converted",
+            tensor=name,
+        )
     return weights[name]
 
 
@@ -312,18 +315,18 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _notes(
-    checkpoint: Checkpoint, weights: dict[str, Weight], tokenizer: Tokenizer | None
+    files: Source, weights: dict[str, Weight], tokenizer: Tokenizer | None
 ) -> tuple[str, ...]:
     notes = []
     kept = {*PLAIN, "MXFP4"}
     rounded = Counter(weight.format for weight in weights.values() if weight.format not in kept)
     for format, count in rounded.items():
         notes.append(f"weights of {format} are decoded and rounded to BF16 ({count} tensors)")
-    if checkpoint.is_gguf:
+    if files.is_gguf:
         notes.append(
             "config.json has what GGUF says; the swiglu limit, the layers' windows and that YaRN "
             "does not truncate are those of the released models"
         )
     if tokenizer is None:
-        notes.append(f"no tokenizer is in {checkpoint.path} or beside it: none is written")
+        notes.append(f"no tokenizer is in {files.path} or beside it: none is written")
     return tuple(notes)

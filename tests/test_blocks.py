@@ -191,6 +191,17 @@ def test_wrong_formats() -> None:
         blocks.decode(np.ones(4, np.float32), "BF16")
 
 
+def test_mxfp4_as_hugging_face_has_it(rng: np.random.Generator) -> None:
+    rows = hard_rows(rng)
+    codes, scales = mx.encode(rows, "e2m1", scale="search")
+    packed = blocks.encode(rows, "MXFP4")
+    planes = blocks.split_mxfp4(packed)
+    pairs = codes.reshape(*scales.shape, 16, 2)
+    np.testing.assert_array_equal(planes[0], pairs[..., 0] | pairs[..., 1] << 4)
+    np.testing.assert_array_equal(planes[1], scales)
+    np.testing.assert_array_equal(blocks.join_mxfp4(*planes), packed)
+
+
 def test_mxfp4_is_the_search_of_mx(rng: np.random.Generator) -> None:
     rows = hard_rows(rng)
     codes, scales = mx.encode(rows, "e2m1", scale="search")

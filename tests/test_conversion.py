@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from gptoss.cli import main
 Array = NDArray[Any]
 DEMO = gptoss.Model("demo").path
 # Widths of 96 and 256: blocks of 32 and 256; a head of 16, so that attention is 64 wide.
+STAY = (".bias", "norm.weight", "sinks.weight", "gate_inp.weight")
 SPEC = Spec(hidden_size=256, intermediate_size=96, head_dim=16, num_layers=3)
 
 
@@ -185,14 +187,14 @@ def test_every_type(tmp_path: Path, small: Path, format: str) -> None:
     path = tmp_path / "out.gguf"
     report = gptoss.quantize(small, path, format.lower())
     with gptoss.Model(small) as model:
-        source = {weight.name: weight for weight in weights.Checkpoint(small).weights()}
+        source = {weight.name: weight for weight in weights.Source(small).weights()}
         assert model.config.num_layers == 3
     tensors = gguf_tensors(path)
     assert list(report.formats) and sum(report.formats.values()) == len(tensors) == len(source)
     for name, (stored, values) in tensors.items():
         weight = source[name]
         exact = weight.floats()
-        if name.endswith(weights_that_stay):
+        if name.endswith(STAY):
             assert stored == "F32"
             np.testing.assert_array_equal(values, exact)
         elif weight.format == "MXFP4" and stored == "MXFP4":
@@ -204,13 +206,33 @@ def test_every_type(tmp_path: Path, small: Path, format: str) -> None:
             assert error < {"MXFP4": 0.15, "Q4_0": 0.1}.get(stored, 0.085), name
 
 
-weights_that_stay = (".bias", "norm.weight", "sinks.weight", "gate_inp.weight")
+@pytest.mark.parametrize("format", quantization.FORMATS)
+def test_the_engine_runs_every_type(tmp_path: Path, small: Path, format: str) -> None:
+    """As the same weights in float32, but for the order of sums."""
+    path = tmp_path / "out.gguf"
+    gptoss.quantize(small, path, format, rules=[f"*_exps.weight={format}"])
+    gptoss.quantize(path, tmp_path / "wide.gguf", "F32", rules=["*.weight=F32"])
+    logits = []
+    for each in (path, tmp_path / "wide.gguf"):
+        with gptoss.Model(each) as model:
+            tokens = random_tokens(model, 12)
+            logits.append(open_generator(model, 16, kv_dtype="f32").prefill(tokens))
+    assert np.abs(logits[0] - logits[1]).max() < 1e-4 * np.abs(logits[1]).max()
+
+
+def test_formats_that_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gptoss.write_gguf.TYPES, "IQ4_XS", (23, 256, 136))
+    tensor = gguf_models.raw_tensor("t.weight", (2, 256), "IQ4_XS")
+    path = gguf_models.write_raw(tmp_path / "m.gguf", {}, [(tensor, bytes(288))])
+    with pytest.raises(gptoss.UnsupportedError, match=r"t\.weight is stored as IQ4_XS") as caught:
+        gptoss.quantize(path, tmp_path / "out.gguf", "Q8_0")
+    assert caught.value.tensor == "t.weight" and leftovers(tmp_path) == ["m.gguf"]
 
 
 def test_quantized_bytes_are_those_of_the_gguf_package(tmp_path: Path, small: Path) -> None:
     gptoss.quantize(small, tmp_path / "out.gguf", "Q8_0")
-    checkpoint = weights.Checkpoint(tmp_path / "out.gguf")
-    stored = {weight.name: weight for weight in checkpoint.weights()}["blk.1.attn_q.weight"]
+    files = weights.Source(tmp_path / "out.gguf")
+    stored = {weight.name: weight for weight in files.weights()}["blk.1.attn_q.weight"]
     with gptoss.Model(small) as model:
         source = model.tensors["model.layers.1.self_attn.q_proj.weight"].astype(np.float32)
     expected = gguf.quants.quantize(source, gguf.GGMLQuantizationType.Q8_0)
@@ -295,6 +317,44 @@ def test_pieces_are_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sma
     for name, (_, values) in first.items():
         np.testing.assert_array_equal(values, second[name][1])
     assert all(error.max_abs == 0 for error in gptoss.compare(small, tmp_path / "pieces"))
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The demo model has 12 MB of weights; what is held is some pieces and the vocabulary."""
+    monkeypatch.setattr(weights, "_PIECE_ELEMENTS", 1 << 12)
+    for write in (WRITERS["quantize"], WRITERS["gguf"], WRITERS["hf"]):
+        tracemalloc.start()
+        try:
+            write(DEMO, tmp_path / "out", threads=2)
+            assert tracemalloc.get_traced_memory()[1] < 4e6
+        finally:
+            tracemalloc.stop()
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        (tmp_path / "out").unlink(missing_ok=True)
+
+
+def test_any_architecture_in_gguf(tmp_path: Path, rng: np.random.Generator) -> None:
+    values = {"general.architecture": (8, "mamba"), "mamba.odd": (9, (6, [1.5, -2.0]))}
+    shapes = {"blk.0.ssm_in.weight": (3, 64), "blk.0.ssm_a": (64,), "token_embd.weight": (5, 256)}
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    tensors = [
+        (gguf_models.raw_tensor(name, array.shape, "F32"), array.tobytes())
+        for name, array in arrays.items()
+    ]
+    gguf_models.write_raw(tmp_path / "in.gguf", values, tensors)
+    gptoss.quantize(tmp_path / "in.gguf", tmp_path / "out.gguf", "Q6_K")
+    found = gguf_tensors(tmp_path / "out.gguf")
+    assert {name: format for name, (format, _) in found.items()} == {
+        "blk.0.ssm_in.weight": "Q8_0",
+        "blk.0.ssm_a": "F32",
+        "token_embd.weight": "Q6_K",
+    }
+    np.testing.assert_array_equal(found["blk.0.ssm_a"][1], arrays["blk.0.ssm_a"])
+    field = gguf.GGUFReader(tmp_path / "out.gguf").fields["mamba.odd"]
+    assert field.contents() == [1.5, -2.0]
+    with pytest.raises(gptoss.Error):
+        gptoss.convert(tmp_path / "in.gguf", tmp_path / "hf")
+    assert leftovers(tmp_path) == ["in.gguf", "out.gguf"]
 
 
 # ---- refusals ----
@@ -461,7 +521,7 @@ def test_wrong_arguments(tmp_path: Path, small: Path) -> None:
 def test_compare_measures(tmp_path: Path, rng: np.random.Generator) -> None:
     a, b = (write_model(tmp_path / name, SPEC, rng) for name in "ab")
     errors = gptoss.compare(a, b)
-    assert len(errors) == len(weights.Checkpoint(a).weights())
+    assert len(errors) == len(weights.Source(a).weights())
     with gptoss.Model(a) as first, gptoss.Model(b) as second:
         x, y = (
             model.tensors["model.layers.2.self_attn.v_proj.weight"].astype(np.float64).ravel()
