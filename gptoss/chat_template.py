@@ -37,7 +37,8 @@ class ChatTemplate:
         if tokenizer.chat_template is None:
             raise UnsupportedError(
                 f"{tokenizer.path.parent}: there is no chat template (chat_template.jinja, or "
-                "chat_template in tokenizer_config.json), so this model can generate but not chat",
+                "chat_template in tokenizer_config.json), so this model cannot chat; "
+                "gptoss.Generator.generate continues any text",
                 file=str(tokenizer.path.parent),
             )
         self._tokenizer = tokenizer

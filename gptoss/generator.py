@@ -42,7 +42,8 @@ class Generator:
     Args:
         model: the Model; several Generators may share it, on several threads.
         max_context: positions there may be, by default 4096 or the model's own limit if that is
-            less. More than the model was made for is allowed, with a warning.
+            less. More than the model was made for is allowed, with a warning, but for models whose
+            positions are learned (gpt2).
         kv_dtype: "f16" or "f32", the number format of the cache. Keys and values are rounded to it
             before any use.
         block_size: rows of one prefill block, by default 2048. Results are the same bits for any.
@@ -72,7 +73,7 @@ class Generator:
         if max_context is None:
             max_context = min(_DEFAULT_CONTEXT, limit)
         max_context = require_integer("max_context", max_context, 1, _MAX_INT64)
-        if max_context > limit:
+        if max_context > limit and model.config.rope_scaling != "none":
             message = f"max_context is {max_context}, the model was made for {limit} positions"
             warnings.warn(message, stacklevel=3)
         if kv_dtype not in ("f16", "f32"):

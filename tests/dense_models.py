@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Llama:
     vocab_size: int = 97
     max_positions: int = 128
     rope_theta: float = 10000.0
-    rope: dict[str, Any] | None = None
+    rope: dict[str, Any] | None = field(default=None, hash=False)
     rope_key: str = "rope_scaling"  # or "rope_parameters"
     eps: float = 1e-5
     tied: bool = False

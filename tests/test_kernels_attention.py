@@ -306,6 +306,69 @@ def test_swiglu(isa: str, length: int, seed: int) -> None:
 @every_isa
 @every_length
 @both_kinds
+def test_layer_norm(isa: str, length: int, seed: int) -> None:
+    x, gain, bias = inputs(length, seed, 3)
+    out = np.empty_like(x)
+    elementwise(isa, "layer_norm", x, gain, bias, out, a=1e-5)
+    one, n = np.float32(1), np.float32(length)
+    centred = x - dot(x, np.ones_like(x)) / n
+    scale = one / np.sqrt(dot(centred, centred) / n + np.float32(1e-5))
+    assert_equal_bits(out, fma(centred * scale, gain, bias))
+
+
+@every_isa
+@both_kinds
+@pytest.mark.parametrize("half", [1, 3, 8, 10, 16, 32, 40])
+def test_rope_neighbours(isa: str, half: int, seed: int) -> None:
+    x, cosine, sine = (
+        inputs(10 * half, seed)[0],
+        *(y[:half].copy() for y in inputs(max(half, 3), seed)),
+    )
+    pairs = x.reshape(5, half, 2)
+    a, b = pairs[..., 0].copy(), pairs[..., 1].copy()
+    elementwise(isa, "rope_neighbours", x, cosine, sine)
+    expected = np.stack([fma(-b, sine, a * cosine), fma(a, sine, b * cosine)], axis=-1)
+    assert_equal_bits(pairs, expected)
+
+
+@every_isa
+@every_length
+@both_kinds
+def test_silu_multiply(isa: str, length: int, seed: int) -> None:
+    gate, up = inputs(length, seed)
+    out, one = gate.copy(), np.float32(1)
+    elementwise(isa, "silu_multiply", out, up)
+    assert_equal_bits(out, gate * (one / (one + expf(-gate))) * up)
+
+
+@every_isa
+@every_length
+@both_kinds
+def test_gelu(isa: str, length: int, seed: int) -> None:
+    x = inputs(length, seed)[0]
+    out, one = np.empty_like(x), np.float32(1)
+    elementwise(isa, "gelu", x, out)
+    linear, cubic = np.float32(2 * np.sqrt(2 / np.pi)), np.float32(0.08943 * np.sqrt(2 / np.pi))
+    assert_equal_bits(out, x * (one / (one + expf(-(x * fma(x * x, cubic, linear))))))
+
+
+def test_gelu_is_accurate() -> None:
+    """Below -4, where it is tiny, the rounding of exp's argument shows."""
+    x = np.linspace(-12, 12, 400_001, dtype=np.float32)
+    out = np.empty_like(x)
+    elementwise("scalar", "gelu", x, out)
+    wide = x.astype(np.longdouble)
+    inner = np.sqrt(2 / np.longdouble(np.pi)) * (wide + np.longdouble(0.044715) * wide**3)
+    exact = wide / (1 + np.exp(-2 * inner))
+    error = np.abs(out - exact)
+    assert (error <= 2.5e-7 * np.abs(exact))[x >= 0].all()
+    assert (error <= 1.3e-6 * np.abs(exact))[x > -4].all()
+    assert error[x <= -4].max() < 1e-10
+
+
+@every_isa
+@every_length
+@both_kinds
 def test_add_multiply_add_divide(isa: str, length: int, seed: int) -> None:
     x, y = inputs(length, seed)
     total = x.copy()
@@ -348,20 +411,27 @@ def test_elementwise_stays_within_its_arrays(isa: str, length: int) -> None:
         ("multiply_add", [length, length]),
         ("divide", [length, length]),
         ("rms_norm", [length, length, length]),
+        ("layer_norm", [length, length, length, length]),
         ("swiglu", [2 * length, length]),
+        ("silu_multiply", [length, length]),
+        ("gelu", [length, length]),
         ("rope", [2 * length, length, length]),
+        ("rope_neighbours", [2 * length, length, length]),
         ("attention_merge", [length + 2, length]),
     ]
     for operation, sizes in operations:
-        source = [np.resize(values, size) for values, size in zip((x, y, x), sizes, strict=False)]
+        source = [
+            np.resize(values, size) for values, size in zip((x, y, x, y), sizes, strict=False)
+        ]
         expected = [part.copy() for part in source]
         elementwise(isa, operation, *expected, a=0.5, b=1.0)
         with (
             guarded(4 * sizes[0], at_end=True) as first,
             guarded(4 * sizes[1], at_end=True) as second,
             guarded(4 * sizes[-1], at_end=True) as third,
+            guarded(4 * sizes[-1], at_end=True) as fourth,
         ):
-            places = (first, second, third)
+            places = (first, second, third, fourth)
             actual = [
                 array_at(at, size, np.float32) for at, size in zip(places, sizes, strict=False)
             ]

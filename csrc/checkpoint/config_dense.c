@@ -95,7 +95,6 @@ static void read_llama3(const struct gptoss_config_reader *rope, struct gptoss_c
 
 static void read_rope(const struct gptoss_config_reader *reader, struct gptoss_config *config) {
     struct gptoss_config_reader rope;
-    config->rope_original_positions = config->max_positions;
     gptoss_config_number(reader, "rope_theta", 1.0, 1e15, &config->rope_theta);
     gptoss_config_demand_number(reader, "partial_rotary_factor", 1.0);
     if (!gptoss_config_rope(reader, &rope))
@@ -145,7 +144,6 @@ static void read_gguf_rope(const struct gptoss_config_reader *reader,
     const cJSON *type = gptoss_config_find(reader, "rope.scaling.type");
     const char *name = cJSON_IsString(type) ? type->valuestring : "";
     config->rope_neighbours = true;
-    config->rope_original_positions = config->max_positions;
     gptoss_config_number(reader, "rope.freq_base", 1.0, 1e15, &config->rope_theta);
     gptoss_config_demand_number(reader, "rope.dimension_count", config->head_dim);
     gptoss_config_demand_number(reader, "rope.scaling.attn_factor", 1.0);

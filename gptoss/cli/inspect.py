@@ -27,13 +27,17 @@ EXAMPLES = (
 # Rows of a prefill block, and rows that a sliding layer keeps beyond its window.
 _BLOCK_ROWS = 512
 
-# First match wins; the spellings of the released checkpoints and of llama.cpp.
+# First match wins; the spellings of Hugging Face, of openai's releases and of llama.cpp.
 _CATEGORIES = (
     ("experts", r"\.mlp\.experts\.|\.mlp\.mlp[12]_|\.ffn_\w+_exps\."),
     ("router", r"\.mlp\.(router|gate)\.|\.ffn_gate_inp\."),
-    ("attention", r"\.self_attn\.|\.attn\.(qkv|out|sinks)|\.attn_(q|k|v|output|sinks)\."),
-    ("norms", r"norm"),
-    ("embedding", r"^(model\.embed_tokens|embedding|token_embd)\."),
+    ("mlp", r"\.mlp\.((gate|up|down)_proj|c_\w+)\.|\.ffn_(gate|up|down)\."),
+    ("attention", r"\.self_attn\.|\.attn\.(qkv|out|sinks|c_)|\.attn_(q|k|v|qkv|output|sinks)\."),
+    ("norms", r"norm|(^|\.)ln_\w\."),
+    (
+        "embedding",
+        r"^(model\.embed_tokens|embedding|(transformer\.)?w[tp]e|(token|position)_embd)\.",
+    ),
     ("unembedding", r"^(lm_head|unembedding|output)\."),
     ("other", r""),
 )
@@ -67,8 +71,9 @@ def activation_bytes(config: Config, rows: int) -> int:
     keys = config.num_kv_heads * config.head_dim
     chosen = config.experts_per_token
     attention = 2 * queries + 2 * keys
-    experts = config.num_experts + chosen * (config.intermediate_size + config.hidden_size + 2)
-    return 4 * (rows * (3 * config.hidden_size + attention + experts) + config.vocab_size)
+    experts = config.num_experts + chosen * (config.hidden_size + 2)
+    mlp = experts + max(chosen, 1) * config.intermediate_size
+    return 4 * (rows * (3 * config.hidden_size + attention + mlp) + config.vocab_size)
 
 
 @dataclasses.dataclass
@@ -99,6 +104,17 @@ def _by_layer(info: TensorInfo) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", info.name)]
 
 
+def _describe_experts(config: Config, num_bytes: int) -> dict[str, int] | None:
+    """None for a model without experts."""
+    if config.num_experts == 0:
+        return None
+    return {
+        "per_layer": config.num_experts,
+        "per_token": config.experts_per_token,
+        "bytes_each": num_bytes // (config.num_layers * config.num_experts),
+    }
+
+
 def describe(model: gptoss.Model, context: int) -> dict[str, Any]:
     """Everything `inspect` shows, as JSON types."""
     config = model.config
@@ -110,8 +126,11 @@ def describe(model: gptoss.Model, context: int) -> dict[str, Any]:
         total["parameters"] += parameters_of(info)
         total["bytes"] += info.num_bytes
     total_parameters = sum(total["parameters"] for total in categories.values())
-    experts = categories["experts"]
-    idle = experts["parameters"] * (1 - config.experts_per_token / config.num_experts)
+    experts = _describe_experts(config, categories["experts"]["bytes"])
+    idle = 0.0
+    if experts is not None:
+        share = config.experts_per_token / config.num_experts
+        idle = categories["experts"]["parameters"] * (1 - share)
     weights = sum(info.num_bytes for info in infos)
     kv_f16 = kv_bytes(config, context, "f16")
     activations = activation_bytes(config, min(context, _BLOCK_ROWS))
@@ -120,11 +139,7 @@ def describe(model: gptoss.Model, context: int) -> dict[str, Any]:
         "config": dataclasses.asdict(config),
         "parameters": total_parameters,
         "active_parameters": round(total_parameters - idle),
-        "experts": {
-            "per_layer": config.num_experts,
-            "per_token": config.experts_per_token,
-            "bytes_each": experts["bytes"] // (config.num_layers * config.num_experts),
-        },
+        "experts": experts,
         "categories": {name: total for name, total in categories.items() if total["tensors"]},
         "memory": {
             "context": context,
@@ -158,6 +173,8 @@ def _config_table(facts: dict[str, Any]) -> Table:
         if key == "layer_types":
             sliding = sum(kind == "sliding_attention" for kind in value)
             value = f"{sliding} sliding, {len(value) - sliding} full"
+        elif value == 0 and value is not False:  # the family has no use for it
+            continue
         rows.add_row(key, f"{value:,}" if type(value) is int else str(value))
     return rows
 
@@ -210,9 +227,14 @@ def _part_table(facts: dict[str, Any]) -> Table:
 def _memory_table(facts: dict[str, Any]) -> Table:
     memory = facts["memory"]
     rows = console.table(f"memory at {memory['context']:,} positions", "", "", right=(1,))
+    slides = "sliding_attention" in facts["config"]["layer_types"]
     for label, key, remark in (
         ("weights", "weights_bytes", "mapped from the files, shared by all processes"),
-        ("KV cache, f16", "kv_f16_bytes", "sliding layers hold their window and one block"),
+        (
+            "KV cache, f16",
+            "kv_f16_bytes",
+            "sliding layers hold their window and one block" if slides else "",
+        ),
         ("KV cache, f32", "kv_f32_bytes", "with --kv f32"),
         ("activations", "activation_bytes", f"of one block of {_BLOCK_ROWS} rows"),
         ("together", "total_bytes", "about, with the f16 cache"),
@@ -221,8 +243,19 @@ def _memory_table(facts: dict[str, Any]) -> Table:
     return rows
 
 
+def _use(facts: dict[str, Any]) -> str:
+    """How much of the model a token uses."""
+    experts, parameters = facts["experts"], console.format_count(facts["parameters"])
+    if experts is None:
+        return f"Every token uses all {parameters} parameters: there are no experts."
+    return (
+        f"A token uses {experts['per_token']} of the {experts['per_layer']} experts in each "
+        f"layer: {console.format_count(facts['active_parameters'])} of {parameters} parameters. "
+        f"One expert takes {console.format_bytes(experts['bytes_each'])}."
+    )
+
+
 def _print(out: Console, facts: dict[str, Any], all_tensors: bool) -> None:
-    experts = facts["experts"]
     out.print(Text(facts["path"], "bold"), soft_wrap=True)
     for table in (
         _config_table(facts),
@@ -231,12 +264,7 @@ def _print(out: Console, facts: dict[str, Any], all_tensors: bool) -> None:
     ):
         out.print()
         out.print(table)
-    out.print(
-        f"\nA token uses {experts['per_token']} of the {experts['per_layer']} experts in each "
-        f"layer: {console.format_count(facts['active_parameters'])} of "
-        f"{console.format_count(facts['parameters'])} parameters. "
-        f"One expert takes {console.format_bytes(experts['bytes_each'])}.\n"
-    )
+    out.print(f"\n{_use(facts)}\n")
     out.print(_memory_table(facts))
     if facts["checked"]:
         out.print("\nEvery weight was read: all are finite.")
