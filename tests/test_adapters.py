@@ -562,8 +562,7 @@ def test_verbs_take_adapters(
     tmp_path: Path,
     verb: str,
 ) -> None:
-    module = "model.layers.7.self_attn.o_proj"
-    write_adapter(tmp_path, {module: demo.tensors[module + ".weight"].shape})
+    write_adapter(tmp_path, {"lm_head": demo.tensors["lm_head.weight"].shape})
     (tmp_path / "text").write_text("Once upon a time there was a small cat. " * 20)
 
     def answer(*adapter: str) -> str:

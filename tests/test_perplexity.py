@@ -8,8 +8,12 @@ import io
 import json
 import math
 import random
+import re
 import secrets
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +201,22 @@ def test_plain_output_is_one_line(cli: Any, story: Path, demo: gptoss.Model) -> 
     tokens = demo.tokenizer.encode(story.read_text()[:-1])
     value, error = llama_estimate(llama_losses(demo, tokens, 100, None, 2))
     assert (code, out) == (0, f"perplexity {value:.4f} ± {error:.4f}\n")
+
+
+def test_ctrl_c_tells_the_perplexity_so_far(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("Once upon a time there was a small cat. " * 10000)
+    command = ("-m", "gptoss", "perplexity", text, "-c", "16", "--isa", "scalar")
+    with subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert "chunks of 16" in process.stderr.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert re.fullmatch(r"gptoss: stopped after \d+ chunks: perplexity [\d.]+ ± [\d.]+\n", err)
 
 
 # ---- chunks ----

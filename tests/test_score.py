@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dense_models
 import numpy as np
 import pytest
 import reference
@@ -128,6 +129,16 @@ def test_against_the_reference_implementation(directory: Path, model: gptoss.Mod
     found = gptoss.score(model, tokens, kv_dtype="f32")
     near = np.abs(found.logprobs - values) < 1e-4
     assert near.mean() > 0.9
+
+
+@pytest.mark.parametrize("spec", [dense_models.Llama(), dense_models.Gpt2()], ids=["llama", "gpt2"])
+def test_dense_families(tmp_path: Path, spec: Any) -> None:
+    path = dense_models.write_hf(tmp_path, spec, np.random.default_rng(SEED), "BF16")
+    with gptoss.Model(path) as model:
+        tokens = random_tokens(model, 70, SEED)
+        values = log_softmax(all_logits(model, tokens)[:-1])[np.arange(69), tokens[1:]]
+        found = gptoss.score(model, tokens)
+    np.testing.assert_allclose(found.logprobs, values, rtol=1e-12, atol=1e-12)
 
 
 def test_logprobs_are_those_of_the_sampler(tmp_path: Path, model: gptoss.Model) -> None:

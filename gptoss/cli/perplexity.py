@@ -65,7 +65,14 @@ def measure(scorer: Scorer, chunks: Chunks, tokens: Any, has_bos: bool) -> Stati
                 advance(before + done, total)
 
             chunk = chunks.tokens(tokens, start, has_bos)
-            statistics.add(scorer.score(chunk, chunks.first, progress))
+            try:
+                statistics.add(scorer.score(chunk, chunks.first, progress))
+            except KeyboardInterrupt:
+                if number > 0:
+                    value, error = statistics.perplexity
+                    so_far = f"perplexity {value:.4f} ± {error:.4f}"
+                    console.note(f"gptoss: stopped after {number:,} chunks: {so_far}")
+                raise
             so_far = f"perplexity {statistics.perplexity.value:.4f}"
             advance(before + chunks.size, total, so_far)
     return statistics
