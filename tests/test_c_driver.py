@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import build_plan
+import dense_models
 import gguf_models
 import numpy as np
 import pytest
@@ -38,6 +39,15 @@ def test_engine_driver(driver: Path, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["threads", "memory"])
 def test_engine_driver_with_gguf(driver: Path, gguf: Path, mode: str) -> None:
     run(driver, gguf, mode)
+
+
+@pytest.mark.parametrize("mode", ["threads", "memory"])
+def test_engine_driver_with_dense_families(driver: Path, tmp_path: Path, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    llama = dense_models.Llama(rope={"rope_type": "linear", "factor": 2.0})
+    run(driver, dense_models.write_gguf(tmp_path / "llama.gguf", llama, rng, "Q8_0"), mode)
+    gpt2 = dense_models.Gpt2(max_positions=900)  # as many as the driver asks for
+    run(driver, dense_models.write_hf(tmp_path / "gpt2", gpt2, rng, "F16"), mode)
 
 
 def run(driver: Path, model: Path, mode: str) -> None:

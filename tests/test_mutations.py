@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dense_models import Gpt2, Llama, write_hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from malformed import SPEC
@@ -50,17 +51,19 @@ def mutate(data: bytes, edits: list[tuple[str, float, int]], limit: int) -> byte
 
 @pytest.fixture(scope="module")
 def sound_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    rng = np.random.default_rng(0)
+    dense = {"llama": Llama(attention_bias=True), "gpt2": Gpt2()}
     return {
         layout: write_model(
             tmp_path_factory.mktemp("sound"), SPEC, np.random.default_rng(0), layout
         )
         for layout in ("hf", "hf_sharded", "original")
-    }
+    } | {name: write_hf(tmp_path_factory.mktemp(name), spec, rng) for name, spec in dense.items()}
 
 
 @settings(max_examples=400)
 @given(
-    layout=st.sampled_from(["hf", "hf", "hf_sharded", "original"]),
+    layout=st.sampled_from(["hf", "hf", "hf_sharded", "original", "llama", "gpt2"]),
     choice=st.integers(0, 10),
     edits=EDITS,
     in_header=st.booleans(),
@@ -84,7 +87,7 @@ def test_mutated_bytes(
         with warnings.catch_warnings(), gptoss.Model(file.parent) as model:
             warnings.simplefilter("ignore")
             gptoss.Generator(model).prefill([1, 2, 3, 1, 2, 3, 0, 0, 7])
-    except (gptoss.FormatError, gptoss.FileError) as error:
+    except (gptoss.FormatError, gptoss.FileError, gptoss.UnsupportedError) as error:
         assert error.file is not None
     except (gptoss.NumericError, gptoss.ArgumentError):
         pass
