@@ -120,30 +120,24 @@ def test_threads_and_instruction_sets(name: str, path_of: PathOf, expected: Expe
             assert_same_bits(steps, expected(name)[:20], f"{options}, steps")
 
 
-# Integers times d, exact; weights of the other formats are rounded once here, twice in gguf.
-EXACT = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_0", "Q3_K", "Q6_K")
-EVERY_TYPE = (*EXACT, *(kind for kind in BLOCK_TYPES if kind not in EXACT))
+EVERY_TYPE = ("F32", "F16", "BF16", "Q8_0", *BLOCK_TYPES)
 LARGE = {
     "llama": Llama(hidden_size=256, intermediate_size=512, num_heads=4, num_kv_heads=2),
     "gpt2": Gpt2(hidden_size=256, num_heads=4, tied=False, max_positions=256),
 }
 
 
-@pytest.mark.parametrize(
-    "kinds", [*((kind,) for kind in EVERY_TYPE), EXACT, EVERY_TYPE], ids="-".join
-)
+@pytest.mark.parametrize("kinds", [*((kind,) for kind in EVERY_TYPE), EVERY_TYPE], ids="-".join)
 @pytest.mark.parametrize("name", LARGE)
 def test_matrices_of_any_type(tmp_path: Path, name: str, kinds: tuple[str, ...]) -> None:
     """One type, or one drawn for each matrix: gate and up may differ. The bits are those of the
-    decoded weights."""
+    weights as the gguf package decodes them."""
     print(f"seed {SEED}")
     rng = np.random.default_rng(SEED)
     packed, plain = write_types(tmp_path, LARGE[name], rng, lambda _: str(rng.choice(kinds)))
     with gptoss.Model(packed) as model, gptoss.Model(plain) as decoded:
         logits, expected = run(model), run(decoded)
-        if set(kinds) <= set(EXACT):
-            assert_same_bits(logits, expected, "decoded")
-        assert np.abs(logits - expected).max() <= 2e-3 * np.abs(expected).max()
+        assert_same_bits(logits, expected, "decoded")
         tokens = random_tokens(model, ROWS, SEED)[:30]
         assert_same_bits(step_through(open_generator(model, 30), tokens), logits[:30], "steps")
 
