@@ -141,9 +141,9 @@ def test_a_kind_that_is_not_known_needs_a_tokenizer_beside_it(tmp_path: Path) ->
     values["tokenizer.ggml.pre"] = (8, "something")
     (tmp_path / "m.gguf").unlink()
     path = gguf_models.write_raw(tmp_path / "m.gguf", values, tensors)
-    with gptoss.Model(path) as model:
-        with pytest.raises(UnsupportedError, match="'something' is not known") as caught:
-            _ = model.tokenizer
+    match = "'something' is not known"
+    with gptoss.Model(path) as model, pytest.raises(UnsupportedError, match=match) as caught:
+        _ = model.tokenizer
     assert caught.value.file == str(path)
     with gptoss.Model(path, tokenizer=DEMO) as model:
         assert model.tokenizer is not None and model.tokenizer.is_harmony
