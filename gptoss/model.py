@@ -270,8 +270,8 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The model's tokenizer: that in the metadata of a GGUF file, else the tokenizer.json
-        beside the weights; None if there is neither. Read when first asked for.
+        """The model's tokenizer: that in the metadata of a GGUF file, if its kind is known, else
+        the tokenizer.json beside the weights; None if there is neither. Read when first asked for.
 
         Raises FormatError for a malformed one, UnsupportedError for one of a kind not known.
         """
@@ -285,17 +285,23 @@ class Model:
         return self._tokenizer
 
     def _read_tokenizer(self) -> Tokenizer | None:
+        unknown: UnsupportedError | None = None
         if self._metadata:
             file = min(info.file for _, info in self._tensors._entries.values())
-            inside = Tokenizer.from_gguf(self._metadata, file, self._config.vocab_size)
-            if inside is not None:
-                return inside
+            try:
+                inside = Tokenizer.from_gguf(self._metadata, file, self._config.vocab_size)
+                if inside is not None:
+                    return inside
+            except UnsupportedError as error:
+                unknown = error
         directory = self.path if self.path.is_dir() else self.path.parent
         # In a download of both layouts the tokenizer is beside original/, not in it.
         beside = [directory.parent] if directory.name == "original" else []
         for place in [directory, *beside]:
             if (place / "tokenizer.json").exists():
                 return Tokenizer(place)
+        if unknown is not None:
+            raise unknown
         return None
 
     @property

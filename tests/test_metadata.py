@@ -218,6 +218,47 @@ def test_shapes_of_formats_that_are_only_listed(
     assert (form, num_bytes) == expected
 
 
+FUZZED: dict[str, tuple[int, Any]] = {
+    **{NAMES[kind]: (kind, 1) for kind in NAMES if kind != 8},
+    **{f"a.{NAMES[kind]}": (9, (kind, [1, 0, 1])) for kind in NAMES if kind != 8},
+    **{"str": (8, "text"), "a.str": (9, (8, ["a", "", "bc"]))},
+    "general.architecture": (8, "gptoss"),
+}
+
+
+@settings(max_examples=400)
+@given(
+    edits=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=9)), max_size=3
+    ),
+    cut=st.none() | st.floats(0, 1, exclude_max=True),
+)
+def test_any_bytes_in_the_header(
+    tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[float, bytes]], cut: float | None
+) -> None:
+    """The file is refused, or all that it says can be looked at."""
+    path = tmp_path_factory.getbasetemp() / "fuzzed.gguf"
+    tensors = [
+        (gguf_models.raw_tensor(name, shape, kind), bytes(34 * 64))
+        for name, shape, kind in (("a", (2, 32), "Q8_0"), ("blk.0.attn_qkv.bias", (64,), "F32"))
+    ]
+    data = bytearray(write_raw(path, FUZZED, tensors).read_bytes())
+    for place, replacement in edits:
+        at = int(place * (len(data) - 2 * 34 * 64))
+        data[at : at + len(replacement)] = replacement
+    path.write_bytes(data if cut is None else data[: int(cut * len(data))])
+    try:
+        checkpoint = gptoss.Checkpoint(path)
+    except gptoss.FormatError as error:
+        assert path.name in str(error)
+        return
+    for key in checkpoint.metadata:
+        assert checkpoint.metadata.info(key).file_offset <= len(data)
+        assert checkpoint.metadata[key] is not None
+    for tensor in checkpoint.tensors.values():
+        assert tensor.num_bytes is None or tensor.file_offset + tensor.num_bytes <= len(data)
+
+
 def test_every_allocation_may_fail(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "m.gguf", {"a": (8, "b"), "c": (9, (4, [1]))}, [])
     _core.fail_allocation(0)

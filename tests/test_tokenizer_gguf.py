@@ -136,6 +136,22 @@ def test_a_gguf_file_of_the_demo_model_chats(tmp_path: Path) -> None:
         assert model.tokenizer is not None and model.tokenizer.path == path
 
 
+def test_a_kind_that_is_not_known_needs_a_tokenizer_beside_it(tmp_path: Path) -> None:
+    values, tensors = gguf_models.read_raw(gguf_models.convert(DEMO, tmp_path / "m.gguf", "f32"))
+    values["tokenizer.ggml.pre"] = (8, "something")
+    (tmp_path / "m.gguf").unlink()
+    path = gguf_models.write_raw(tmp_path / "m.gguf", values, tensors)
+    match = "'something' is not known"
+    with gptoss.Model(path) as model, pytest.raises(UnsupportedError, match=match) as caught:
+        _ = model.tokenizer
+    assert caught.value.file == str(path)
+    with gptoss.Model(path, tokenizer=DEMO) as model:
+        assert model.tokenizer is not None and model.tokenizer.is_harmony
+    (tmp_path / "tokenizer.json").write_bytes((DEMO / "tokenizer.json").read_bytes())
+    with gptoss.Model(path) as model:
+        assert model.tokenizer is not None and model.tokenizer.path.name == "tokenizer.json"
+
+
 # ---- byte-level BPE, trained here ----
 
 
