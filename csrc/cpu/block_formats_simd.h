@@ -115,17 +115,21 @@ GPTOSS_INLINE gptoss_bytes codes_q2_k(const uint8_t *block, int run, int half) {
     return two_bits(block + 16, run, half);
 }
 
+/* Eight bytes of two words. */
+GPTOSS_INLINE uint64_t join_words(uint32_t low, uint32_t high) {
+    return low | (uint64_t)high << 32;
+}
+
 GPTOSS_INLINE void begin_q3_k(const uint8_t *block, struct factors *factors) {
-    const uint32_t two = 0x03030303, four = 0x0F0F0F0F;
-    uint32_t stored[3], scales[4];
-    memcpy(stored, block + 96, sizeof stored);
-    scales[0] = (stored[0] & four) | (stored[2] & two) << 4;
-    scales[1] = (stored[1] & four) | (stored[2] >> 2 & two) << 4;
-    scales[2] = (stored[0] >> 4 & four) | (stored[2] >> 4 & two) << 4;
-    scales[3] = (stored[1] >> 4 & four) | (stored[2] >> 6 & two) << 4;
-    gptoss_bytes bytes = gptoss_bytes_load((const uint8_t *)scales);
-    multiply_bytes(gptoss_bytes_subtract(bytes, 32), gptoss_widen_f16(block + 108), 16,
-                   factors->scales);
+    const uint64_t four = 0x0F0F0F0F0F0F0F0F, two = 0x0303030303030303;
+    uint64_t low;
+    uint32_t high;
+    memcpy(&low, block + 96, sizeof low);
+    memcpy(&high, block + 104, sizeof high);
+    uint64_t first = (low & four) | (join_words(high, high >> 2) & two) << 4;
+    uint64_t last = (low >> 4 & four) | (join_words(high >> 4, high >> 6) & two) << 4;
+    multiply_bytes(gptoss_bytes_subtract(gptoss_bytes_set(first, last), 32),
+                   gptoss_widen_f16(block + 108), 16, factors->scales);
 }
 GPTOSS_INLINE gptoss_bytes codes_q3_k(const uint8_t *block, int run, int half) {
     gptoss_bytes low = two_bits(block + 32, run, half), high = one_bit(block, run, half);
@@ -134,16 +138,13 @@ GPTOSS_INLINE gptoss_bytes codes_q3_k(const uint8_t *block, int run, int half) {
 
 GPTOSS_INLINE void begin_q4_k(const uint8_t *block, struct factors *factors) {
     const uint32_t two = 0x03030303, four = 0x0F0F0F0F, six = 0x3F3F3F3F;
-    uint32_t stored[3], scales[4] = {0}, minima[4] = {0};
+    uint32_t stored[3];
     memcpy(stored, block + 4, sizeof stored);
-    scales[0] = stored[0] & six;
-    scales[1] = (stored[2] & four) | (stored[0] >> 6 & two) << 4;
-    minima[0] = stored[1] & six;
-    minima[1] = (stored[2] >> 4 & four) | (stored[1] >> 6 & two) << 4;
-    multiply_bytes(gptoss_bytes_load((const uint8_t *)scales), gptoss_widen_f16(block), 8,
-                   factors->scales);
-    multiply_bytes(gptoss_bytes_load((const uint8_t *)minima), -gptoss_widen_f16(block + 2), 8,
-                   factors->offsets);
+    uint64_t scales = join_words(stored[0] & six, (stored[2] & four) | (stored[0] >> 6 & two) << 4);
+    uint64_t minima =
+        join_words(stored[1] & six, (stored[2] >> 4 & four) | (stored[1] >> 6 & two) << 4);
+    multiply_bytes(gptoss_bytes_set(scales, 0), gptoss_widen_f16(block), 8, factors->scales);
+    multiply_bytes(gptoss_bytes_set(minima, 0), -gptoss_widen_f16(block + 2), 8, factors->offsets);
 }
 GPTOSS_INLINE gptoss_bytes codes_q4_k(const uint8_t *block, int run, int half) {
     return four_bits(block + 16, run, half);

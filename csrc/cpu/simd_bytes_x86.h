@@ -7,6 +7,9 @@ typedef __m128i gptoss_bytes;
 GPTOSS_INLINE gptoss_bytes gptoss_bytes_load(const uint8_t *from) {
     return _mm_loadu_si128((const void *)from);
 }
+GPTOSS_INLINE gptoss_bytes gptoss_bytes_set(uint64_t low, uint64_t high) {
+    return _mm_set_epi64x((long long)high, (long long)low);
+}
 /* (byte >> shift) & mask of each; mask has at most 8 - shift bits. */
 GPTOSS_INLINE gptoss_bytes gptoss_bytes_bits(gptoss_bytes a, int shift, int mask) {
     return _mm_and_si128(_mm_srl_epi16(a, _mm_cvtsi32_si128(shift)), _mm_set1_epi8((char)mask));

@@ -38,6 +38,9 @@ typedef uint8x16_t gptoss_bytes;
 GPTOSS_INLINE gptoss_bytes gptoss_bytes_load(const uint8_t *from) {
     return vld1q_u8(from);
 }
+GPTOSS_INLINE gptoss_bytes gptoss_bytes_set(uint64_t low, uint64_t high) {
+    return vcombine_u8(vcreate_u8(low), vcreate_u8(high));
+}
 /* (byte >> shift) & mask of each. */
 GPTOSS_INLINE gptoss_bytes gptoss_bytes_bits(gptoss_bytes a, int shift, int mask) {
     return vandq_u8(vshlq_u8(a, vdupq_n_s8((int8_t)-shift)), vdupq_n_u8((uint8_t)mask));
