@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dense_models import Gpt2, Llama, write_hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from dense_models import Gpt2, Llama, write_hf
 from malformed import SPEC
 from models import write_model
 
