@@ -2,9 +2,10 @@
 
 Sums of float32 values differ from float64 ones by about 1e-7 of the terms' size times the square
 root of their number; softmax, norms and a few layers multiply that. Every activation must lie
-within TOLERANCE of its reference, as a part of the largest reference value of that activation. With
-a binary16 cache a key or value that lies at the middle between two binary16 numbers may round the
-other way, by 2^-11 of itself.
+within TOLERANCE of its reference, as a part of the largest reference value of that activation, or
+more where a norm meets a row that nearly cancels (support.conditioning). With a binary16 cache a
+key or value that lies at the middle between two binary16 numbers may round the other way, by 2^-11
+of itself.
 
 Routes: where the engine's expert differs from the reference's the two logits must be a near tie
 (ROUTE_MARGIN); the reference is then made to follow the engine's choice, so that everything behind
@@ -32,7 +33,7 @@ from models import (
     write_model,
     write_safetensors,
 )
-from support import Array, open_generator, random_tokens
+from support import Array, conditioning, open_generator, random_tokens
 
 import gptoss
 
@@ -150,11 +151,12 @@ def reference_trace(
 
 def assert_traces_agree(trace: dict[str, Array], expected: dict[str, Array], kv_dtype: str) -> None:
     assert set(trace) - {"tokens"} == set(expected)
+    tolerance = TOLERANCE[kv_dtype] * conditioning(expected)
     for name, values in expected.items():
         scale = max(1.0, float(np.abs(values).max()))
         error = float(np.abs(trace[name] - values).max()) / scale
         assert trace[name].shape == values.shape, name
-        assert error < TOLERANCE[kv_dtype], f"{name} is off by {error:.3g} of {scale:.3g}"
+        assert error < tolerance, f"{name} is off by {error:.3g} of {scale:.3g}"
 
 
 @settings(max_examples=150)
