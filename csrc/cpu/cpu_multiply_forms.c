@@ -115,6 +115,17 @@ static uint64_t panel_scratch_bytes(const struct gptoss_product *product) {
     return num_floats * sizeof(float);
 }
 
+/* The rows that are expanded next, most likely by this thread: reading 32 rows side by side is more
+ * than processors foresee. */
+static void prefetch_panel(const struct gptoss_matrix *matrix, int64_t first_row) {
+    if (gptoss_layout_is_transposed(matrix->layout) ||
+        first_row + GPTOSS_PANEL_ROWS > matrix->num_rows)
+        return;
+    const uint8_t *rows = matrix->data + first_row * matrix->row_bytes;
+    for (int64_t byte = 0; byte < GPTOSS_PANEL_ROWS * matrix->row_bytes; byte += 64)
+        __builtin_prefetch(rows + byte, 0, 2);
+}
+
 static void multiply_panel(const struct gptoss_kernels *kernels,
                            const struct gptoss_product *product, int64_t first_row,
                            int64_t num_rows, const float *bias, void *memory) {
@@ -127,6 +138,7 @@ static void multiply_panel(const struct gptoss_kernels *kernels,
     if (scaled)
         panel.scales = values + gptoss_panel_num_values(panel.num_columns, per_lane);
     kernels->expand_panel[product->matrix.layout](&product->matrix, first_row, num_rows, &panel);
+    prefetch_panel(&product->matrix, first_row + num_rows);
     int64_t tile_floats = padded_columns(product) * GPTOSS_TILE_TOKENS;
     int64_t all_tiles = gptoss_product_num_pieces(product);
     for (int64_t tile = 0; tile < all_tiles; tile += GPTOSS_MAX_TILES) {
