@@ -577,10 +577,9 @@ def test_verbs(tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str]) 
     code, out, _ = run(capsys, "compare", small, tmp_path / "q.gguf", "--tensors")
     assert "blk.2.attn_q.weight" in out
     code, out, _ = run(capsys, "compare", small, tmp_path / "q.gguf", "--json")
-    assert {entry["name"]: entry for entry in json.loads(out)}["output.weight"]["formats"] == [
-        "BF16",
-        "Q6_K",
-    ]
+    told = json.loads(out)
+    formats = {entry["name"]: entry["formats"] for entry in told["weights"]}
+    assert formats["output.weight"] == ["BF16", "Q6_K"] and told["text"] is None
     code, _, err = run(capsys, "quantize", small, tmp_path / "q.gguf")
     assert code == 1 and "exists already; --force" in err
     code, _, err = run(capsys, "quantize", small, tmp_path / "x.gguf", "--rule", "blk.9.*=F16")

@@ -196,6 +196,25 @@ def test_divergence_is_llamas(
     assert max(len(line.rstrip()) for line in out.splitlines()) < 80
 
 
+def test_compare_reads_a_text_as_perplexity_does(
+    cli: Any,
+    capsys: pytest.CaptureFixture[str],
+    story: Path,
+    demo: gptoss.Model,
+    rounded: gptoss.Model,
+) -> None:
+    _, out, _ = cli(story, "-c", 64, "--reference", rounded.path, "--json")
+    compared = ["compare", str(rounded.path), str(demo.path), "--text", str(story), "-c", "64"]
+    assert main([*compared, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["text"] == json.loads(out) and len(told["weights"]) > 100
+    assert main(compared) == 0
+    shown = capsys.readouterr().out
+    assert "weights have equal values" in shown and "KL divergence" in shown
+    assert main([*compared[:3], "--text", str(story.parent / "none")]) == 1
+    assert capsys.readouterr().out == ""  # told before the weights are read
+
+
 def test_plain_output_is_one_line(cli: Any, story: Path, demo: gptoss.Model) -> None:
     code, out, _ = cli(story, "-c", 100, "--chunks", 2)
     tokens = demo.tokenizer.encode(story.read_text()[:-1])

@@ -10,13 +10,14 @@ from typing import Annotated
 import typer
 
 import gptoss
-from gptoss.cli import console, options
+from gptoss.cli import console, options, perplexity
 from gptoss.cli.convert import SOURCE_HELP, Threads
 from gptoss.comparison import TensorError
 
 EXAMPLES = (
     "gptoss compare demo demo-q4.gguf",
     "gptoss compare demo demo-q4.gguf --tensors",
+    "gptoss compare demo demo-q4.gguf --text book.txt --context 1024",
 )
 
 
@@ -74,13 +75,36 @@ def run(
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List every layer, not the worst of all.")
     ] = False,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Then let both read this text: KL divergence, perplexities, likeliest tokens.",
+        ),
+    ] = None,
+    context: perplexity.Size = 512,
     threads: Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show the error of B's weights against A's, whatever their layouts and formats."""
+    """Show the error of B's weights against A's, whatever their layouts and formats.
+
+    With --text both models then read a text, and what B's errors do to its predictions is shown, as
+    gptoss perplexity --model B --reference A shows it.
+    """
+    words = None if text is None else perplexity.read_text(text)
     with console.progress_bar("comparing", unit="bytes") as progress:
         errors = gptoss.compare(a, b, threads=threads, progress=progress)
-    if as_json:
-        print(json.dumps([dataclasses.asdict(error) for error in errors], indent=2))
-    else:
+    if not as_json:
         _print(errors, tensors)
+    outcome = None
+    if text is not None and words is not None:
+        facts, statistics = perplexity.evaluate(
+            text, words, b, a, context, threads=threads, quiet=as_json
+        )
+        outcome = facts | statistics.as_dict()
+        if not as_json:
+            print()
+            perplexity.show(statistics)
+    if as_json:
+        weights = [dataclasses.asdict(error) for error in errors]
+        print(json.dumps({"weights": weights, "text": outcome}, indent=2))

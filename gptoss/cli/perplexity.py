@@ -78,6 +78,47 @@ def measure(scorer: Scorer, chunks: Chunks, tokens: Any, has_bos: bool) -> Stati
     return statistics
 
 
+def evaluate(
+    file: str,
+    text: str,
+    model: str,
+    reference: str | None,
+    context: int = 512,
+    stride: int | None = None,
+    chunks: int | None = None,
+    adapters: list[tuple[str, float]] | None = None,
+    kv: str = "f16",
+    quiet: bool = False,
+    **how: Any,
+) -> tuple[dict[str, Any], Statistics]:
+    """Opens the models and measures the file's text; what was measured, as JSON types, and the
+    outcome. how: of both models."""
+    with ExitStack() as stack:
+        handle = stack.enter_context(gptoss.Model(model, adapters=adapters or [], **how))
+        require_tokenizer(handle)
+        other = None
+        if reference is not None:
+            other = stack.enter_context(gptoss.Model(reference, **how))
+        tokens, has_bos = text_ids(handle, text, other)
+        cut = Chunks.cut(len(tokens), context, stride, chunks)
+        require_positions(cut.size, [handle] if other is None else [handle, other])
+        facts = {
+            "model": str(handle.path),
+            "adapters": {str(each.path): each.scale for each in handle.adapters},
+            "reference": None if other is None else str(other.path),
+            "precision": handle.precision,
+            "file": file,
+            "tokens": len(tokens),
+            "context": context,
+            "stride": stride,
+            "chunks": cut.count,
+        }
+        if not quiet:
+            _note(facts, cut)
+        with Scorer(handle, other, cut.size, kv_dtype=kv) as scorer:
+            return facts, measure(scorer, cut, tokens, has_bos)
+
+
 # ---- what is printed ----
 
 
@@ -186,32 +227,21 @@ def run(
     """
     if stride is not None and stride > context:
         raise typer.BadParameter(f"--stride {stride} is more than --context {context}")
-    text = read_text(file)
-    how: dict[str, Any] = {"threads": threads, "isa": isa, "precision": precision}
-    with ExitStack() as stack:
-        handle = stack.enter_context(gptoss.Model(model, adapters=options.adapters(adapter), **how))
-        require_tokenizer(handle)
-        other = None
-        if reference is not None:
-            other = stack.enter_context(gptoss.Model(reference, **how))
-        tokens, has_bos = text_ids(handle, text, other)
-        cut = Chunks.cut(len(tokens), context, stride, chunks)
-        require_positions(cut.size, [handle] if other is None else [handle, other])
-        facts = {
-            "model": str(handle.path),
-            "adapters": {str(each.path): each.scale for each in handle.adapters},
-            "reference": None if other is None else str(other.path),
-            "precision": handle.precision,
-            "file": file,
-            "tokens": len(tokens),
-            "context": context,
-            "stride": stride,
-            "chunks": cut.count,
-        }
-        if not as_json:
-            _note(facts, cut)
-        with Scorer(handle, other, cut.size, kv_dtype=kv) as scorer:
-            statistics = measure(scorer, cut, tokens, has_bos)
+    facts, statistics = evaluate(
+        file,
+        read_text(file),
+        model,
+        reference,
+        context,
+        stride,
+        chunks,
+        options.adapters(adapter),
+        kv,
+        quiet=as_json,
+        threads=threads,
+        isa=isa,
+        precision=precision,
+    )
     if as_json:
         print(json.dumps(facts | statistics.as_dict(), indent=2))
     else:
