@@ -65,14 +65,14 @@ def make_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 
 
 @pytest.fixture
-def ten_seconds() -> Iterator[None]:
+def one_minute() -> Iterator[None]:
     """Fails a test that hangs."""
 
     def hang(*_: Any) -> None:
-        raise TimeoutError("ten seconds are over")
+        raise TimeoutError("a minute is over")
 
     before = signal.signal(signal.SIGALRM, hang)
-    signal.alarm(10)
+    signal.alarm(60)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

@@ -16,7 +16,7 @@ from support import assert_same_bits, open_generator, random_tokens
 import gptoss
 from gptoss import write_gguf
 
-pytestmark = pytest.mark.usefixtures("ten_seconds", "modest_memory")
+pytestmark = pytest.mark.usefixtures("one_minute", "modest_memory")
 
 SPEC = Spec(num_layers=3, hidden_size=96, intermediate_size=160, num_heads=4, num_kv_heads=2)
 Tensors = dict[str, tuple[write_gguf.Tensor, bytes]]

@@ -16,7 +16,7 @@ from support import assert_same_bits, open_generator, random_tokens
 import gptoss
 from gptoss import write_gguf
 
-pytestmark = pytest.mark.usefixtures("ten_seconds", "modest_memory")
+pytestmark = pytest.mark.usefixtures("one_minute", "modest_memory")
 
 Raw = tuple[Values, list[tuple[write_gguf.Tensor, bytes]]]
 

@@ -1,7 +1,7 @@
 """Malformed checkpoints by the hundred: each is refused with an exception that says what is wrong
 and where.
 
-None may crash, hang (each test has ten seconds) or allocate by a size that a file only claims.
+None may crash, hang (each test has a minute) or allocate by a size that a file only claims.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from models import (
 
 import gptoss
 
-pytestmark = pytest.mark.usefixtures("ten_seconds", "modest_memory")
+pytestmark = pytest.mark.usefixtures("one_minute", "modest_memory")
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 BLOCKS = "model.layers.1.mlp.experts.gate_up_proj_blocks"

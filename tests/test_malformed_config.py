@@ -13,7 +13,7 @@ from models import hf_config, original_config, original_tensors
 
 import gptoss
 
-pytestmark = pytest.mark.usefixtures("ten_seconds", "modest_memory")
+pytestmark = pytest.mark.usefixtures("one_minute", "modest_memory")
 
 REQUIRED_INTEGERS = [
     "num_hidden_layers",

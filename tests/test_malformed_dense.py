@@ -19,7 +19,7 @@ from models import Tensors, write_safetensors
 
 import gptoss
 
-pytestmark = pytest.mark.usefixtures("ten_seconds", "modest_memory")
+pytestmark = pytest.mark.usefixtures("one_minute", "modest_memory")
 
 LLAMA = Llama(attention_bias=True, mlp_bias=True)
 LLAMA3 = {

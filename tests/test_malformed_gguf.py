@@ -1,6 +1,6 @@
 """Malformed GGUF files: each is refused with an exception that says what is wrong and where.
 
-None may crash, hang (each test has ten seconds) or allocate by a size that a file only claims.
+None may crash, hang (each test has a minute) or allocate by a size that a file only claims.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from support import open_generator
 import gptoss
 from gptoss import write_gguf
 
-pytestmark = pytest.mark.usefixtures("ten_seconds", "modest_memory")
+pytestmark = pytest.mark.usefixtures("one_minute", "modest_memory")
 
 SPEC = Spec(num_layers=2, vocab_size=64)
 CONFIG = hf_config(SPEC)

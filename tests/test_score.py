@@ -444,7 +444,7 @@ def test_a_callback_cannot_use_either_model(model: gptoss.Model, other: gptoss.M
         generator.step(1)
 
 
-@pytest.mark.usefixtures("ten_seconds")
+@pytest.mark.usefixtures("one_minute")
 def test_two_threads_compare_each_way(model: gptoss.Model, other: gptoss.Model) -> None:
     """Each takes the turns of both models: in one order, or they would wait for each other."""
     tokens = random_tokens(model, 20, SEED)
