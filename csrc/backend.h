@@ -60,7 +60,8 @@ struct gptoss_row_table {
     const struct gptoss_row *rows;
     int64_t num_rows;
     struct gptoss_cache *const *caches;
-    const float *cosine, *sine; /* [num_rows][head_dim / 2], the rotation of each row's position */
+    const float *cosine, *sine; /* [num_rows][num_angles], the rotation of each row's position */
+    int64_t num_angles;         /* head_dim / 2, or 0 where nothing rotates */
 };
 
 struct gptoss_cache_shape {
@@ -189,17 +190,24 @@ struct gptoss_backend {
     const struct gptoss_backend_operations *operations;
 };
 
-/* Every operation may return GPTOSS_ERROR_MEMORY, or GPTOSS_ERROR_INTERRUPTED once the poll
- * callback asked to stop. */
+/* Every operation may return GPTOSS_ERROR_MEMORY, GPTOSS_ERROR_INTERRUPTED once the poll callback
+ * asked to stop, and where there is explain other errors. */
 struct gptoss_backend_operations {
     void (*release)(struct gptoss_backend *backend);
     uint64_t (*memory)(const struct gptoss_backend *backend); /* heap bytes held */
+
+    /* Of back ends whose weights are in memory of their own, else NULL: operations between the two
+     * only tell which weights they use; load_end brings those there. poll gets bytes. */
+    void (*load_begin)(struct gptoss_backend *backend);
+    enum gptoss_status (*load_end)(struct gptoss_backend *backend, gptoss_poll_fn poll, void *user,
+                                   struct gptoss_error *error);
 
     enum gptoss_status (*buffer_create)(struct gptoss_backend *backend, uint64_t num_bytes,
                                         struct gptoss_buffer **buffer_out,
                                         struct gptoss_error *error);
     void (*buffer_release)(struct gptoss_backend *backend, struct gptoss_buffer *buffer);
-    /* The contents, readable until the next operation. */
+    /* The contents, readable until the next operation. NULL: the device failed, which the next
+     * operation or end will report. */
     const void *(*buffer_read)(struct gptoss_backend *backend, struct gptoss_buffer *buffer);
 
     enum gptoss_status (*cache_create)(struct gptoss_backend *backend,
@@ -208,12 +216,17 @@ struct gptoss_backend_operations {
     void (*cache_release)(struct gptoss_backend *backend, struct gptoss_cache *cache);
     void (*cache_view)(const struct gptoss_cache *cache, int32_t layer,
                        struct gptoss_kv_view *view_out);
+    /* Brings a layer's rows to where views show them; NULL where they are there. Not within a pass.
+     */
+    enum gptoss_status (*cache_fetch)(struct gptoss_backend *backend, struct gptoss_cache *cache,
+                                      int32_t layer, struct gptoss_error *error);
     /* Declares which rows of a layer are held; rows outside are given back to the system where
      * whole pages allow. */
     void (*cache_hold)(struct gptoss_cache *cache, int32_t layer, int64_t first_position,
                        int64_t end_position);
-    /* Copies the held rows of every layer; the shapes are equal. */
-    void (*cache_copy)(struct gptoss_cache *to, const struct gptoss_cache *from);
+    /* Copies the held rows of every layer; the shapes are equal. Not within a pass. */
+    enum gptoss_status (*cache_copy)(struct gptoss_cache *to, const struct gptoss_cache *from,
+                                     struct gptoss_error *error);
 
     /* Opens a pass: waits for its turn, since passes of one back end run one after another. */
     enum gptoss_status (*begin)(struct gptoss_backend *backend, gptoss_poll_fn poll, void *user,
@@ -224,6 +237,9 @@ struct gptoss_backend_operations {
     bool (*poll)(struct gptoss_backend *backend, uint64_t done, uint64_t total);
     /* Closes it: all results are in memory afterwards. */
     enum gptoss_status (*end)(struct gptoss_backend *backend, struct gptoss_error *error);
+    /* Whether the back end has a sentence for the status of an operation, and that. NULL: never. */
+    bool (*explain)(struct gptoss_backend *backend, enum gptoss_status status,
+                    struct gptoss_error *error);
 
     enum gptoss_status (*embed)(struct gptoss_backend *, const struct gptoss_row_table *,
                                 const struct gptoss_embed *);
@@ -245,6 +261,9 @@ struct gptoss_backend_operations {
                                       const struct gptoss_expert_down *);
     enum gptoss_status (*unembed)(struct gptoss_backend *, const struct gptoss_row_table *,
                                   const struct gptoss_unembed *);
+    /* What a device that times its own work has spent on an operation of that name; NULL: the time
+     * of the call is the operation's. */
+    uint64_t (*operation_nanoseconds)(const struct gptoss_backend *, const char *name);
     /* Runs tasks 0 .. num_tasks-1 on the host's threads, after all operations before it: for work
      * on their results in host memory. */
     enum gptoss_status (*run_tasks)(struct gptoss_backend *, gptoss_host_task_fn *function,

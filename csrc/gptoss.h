@@ -32,7 +32,8 @@ enum gptoss_status {
     GPTOSS_ERROR_CONTEXT = 6, /* the context is full; limit and requested hold both counts */
     GPTOSS_ERROR_INTERRUPTED = 7, /* a poll callback asked to stop */
     GPTOSS_ERROR_NUMERIC = 8,     /* logits are NaN */
-    GPTOSS_ERROR_STATE = 9        /* not possible now, as logits before the first step */
+    GPTOSS_ERROR_STATE = 9,       /* not possible now, as logits before the first step */
+    GPTOSS_ERROR_DEVICE = 10      /* a GPU or its driver failed */
 };
 
 /* One failure. Strings are empty and numbers -1 where they say nothing. */
@@ -237,15 +238,15 @@ struct gptoss_adapter {
     const float *factors;       /* [num_modules] */
 };
 struct gptoss_model_options {
-    const char *device;    /* NULL or "cpu" */
-    const char *isa;       /* NULL: the best available for the precision */
+    const char *device; /* NULL or "cpu"; "vulkan", or "vulkan:" and an index or part of a name */
+    const char *isa;    /* NULL: the best available for the precision */
     const char *precision; /* NULL or "fp32"; "bf16": see docs/numerics.md */
     int num_threads;       /* 0: gptoss_usable_cores() */
     bool read_files;       /* read the weights into memory instead of mapping the files */
     bool profile;          /* count and time the operations, for gptoss_model_profile_entry */
     const struct gptoss_adapter *adapters; /* [num_adapters], added in this order */
     size_t num_adapters;
-    gptoss_poll_fn poll; /* only while reading files */
+    gptoss_poll_fn poll; /* only while reading files or loading a device: bytes */
     void *poll_user;
 };
 
@@ -257,6 +258,9 @@ enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model
 struct gptoss_model *gptoss_model_retain(struct gptoss_model *model);
 void gptoss_model_release(struct gptoss_model *model);
 const struct gptoss_config *gptoss_model_config(const struct gptoss_model *model);
+/* "cpu", or the name of the GPU. */
+const char *gptoss_model_device(const struct gptoss_model *model);
+/* "vulkan" on a GPU. */
 const char *gptoss_model_isa(const struct gptoss_model *model);
 const char *gptoss_model_precision(const struct gptoss_model *model);
 int gptoss_model_num_threads(const struct gptoss_model *model);

@@ -17,6 +17,7 @@ const char *gptoss_status_name(enum gptoss_status status) {
     case GPTOSS_ERROR_INTERRUPTED: return "interrupted";
     case GPTOSS_ERROR_NUMERIC: return "numeric";
     case GPTOSS_ERROR_STATE: return "state";
+    case GPTOSS_ERROR_DEVICE: return "device";
     }
     return "unknown";
 }

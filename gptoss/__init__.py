@@ -17,6 +17,7 @@ from gptoss.conversion import convert
 from gptoss.errors import (
     ArgumentError,
     ContextError,
+    DeviceError,
     Error,
     FileError,
     FormatError,
@@ -48,6 +49,7 @@ __all__ = [
     "Completion",
     "Config",
     "ContextError",
+    "DeviceError",
     "Draw",
     "Error",
     "Expert",

@@ -105,6 +105,10 @@ class OutOfMemoryError(Error, MemoryError):
     """Memory or address space was refused."""
 
 
+class DeviceError(Error, RuntimeError):
+    """A GPU or its driver failed."""
+
+
 class NotFoundError(Error, KeyError):
     """No tensor or captured activation has the name asked for."""
 

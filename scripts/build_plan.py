@@ -37,7 +37,7 @@ COMMON_FLAGS = [
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
     *("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes"),
 ]
-LIBRARIES = ["-lcjson", "-lm", "-lpthread"]
+LIBRARIES = ["-lcjson", "-lm", "-lpthread", "-ldl"]
 # What the kernels need of the engine besides the files that are compiled for an instruction set.
 KERNEL_SOURCES = ("kernels_select.c", "cpu_features.c", "dtype.c")
 
@@ -67,6 +67,7 @@ ALL_ISAS = ("avx2", "avx512", "avx512_bf16", "amx", "neon")  # those that a file
 
 PACKAGES = {
     "cjson/cJSON.h": "libcjson-dev (Debian, Ubuntu), cjson-devel (Fedora), cjson (Arch, Homebrew)",
+    "vulkan/vulkan_core.h": "libvulkan-dev (Debian, Ubuntu), vulkan-headers (Fedora, Arch, Homebrew)",
     "Python.h": "python3-dev (Debian, Ubuntu), python3-devel (Fedora)",
 }
 
@@ -267,7 +268,7 @@ def build_driver(
     """
     extra = sanitizer_flags(sanitizers)
     if not kernels_only:
-        require_headers(compiler, ["cjson/cJSON.h"], extra)
+        require_headers(compiler, ["cjson/cJSON.h", "vulkan/vulkan_core.h"], extra)
     driver = driver.resolve()
     if kernels_only:
         objects = compile_units(kernel_units(machine), compiler, extra)

@@ -8,10 +8,11 @@ fail() {
     exit 1
 }
 
-# Whether what a build needs is here: Python 3.11 with venv and headers, a C compiler, cJSON.
+# Whether what a build needs is here: Python 3.11 with venv and headers, a C compiler, the headers of
+# cJSON and Vulkan.
 have_build_tools() {
     "$PYTHON" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
-        printf '#include <Python.h>\n#include <cjson/cJSON.h>\n' |
+        printf '#include <Python.h>\n#include <cjson/cJSON.h>\n#include <vulkan/vulkan_core.h>\n' |
         cc -fsyntax-only -I"$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
             -x c - 2>/dev/null
 }
@@ -32,7 +33,8 @@ pip_install() {
 # install_packages NAME...: with apt-get, or a line that says what to install by hand.
 install_packages() {
     command -v apt-get >/dev/null || fail "install Python 3.11 or later with venv and headers, gcc" \
-        "and cJSON: python3-devel gcc cjson-devel (Fedora), python gcc cjson (Arch)"
+        "cJSON and Vulkan's headers: python3-devel gcc cjson-devel vulkan-headers (Fedora)," \
+        "python gcc cjson vulkan-headers (Arch)"
     sudo=
     if [ "$(id -u)" != 0 ]; then
         command -v sudo >/dev/null || fail "no sudo: as root, run apt-get install $*"
@@ -46,8 +48,9 @@ install_packages() {
 
 # prepare EXTRAS: the system's packages, .venv with the project (editable) and its EXTRAS, the extension built.
 prepare() {
-    have_build_tools || install_packages python3 python3-venv python3-dev gcc libc6-dev libcjson-dev
-    have_build_tools || fail "Python 3.11 or later with venv and headers, cc and cJSON are needed" \
+    have_build_tools || install_packages python3 python3-venv python3-dev gcc libc6-dev libcjson-dev \
+        libvulkan-dev
+    have_build_tools || fail "Python 3.11 or later with venv and headers, cc, cJSON and Vulkan's headers are needed" \
         "(PYTHON=... chooses an interpreter)"
     [ -x .venv/bin/pip ] || "$PYTHON" -m venv --clear .venv
     stamp=.venv/installed-$1

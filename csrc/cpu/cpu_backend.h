@@ -109,7 +109,8 @@ void gptoss_cpu_cache_release(struct gptoss_backend *, struct gptoss_cache *);
 void gptoss_cpu_cache_view(const struct gptoss_cache *, int32_t layer, struct gptoss_kv_view *);
 void gptoss_cpu_cache_hold(struct gptoss_cache *, int32_t layer, int64_t first_position,
                            int64_t end_position);
-void gptoss_cpu_cache_copy(struct gptoss_cache *to, const struct gptoss_cache *from);
+enum gptoss_status gptoss_cpu_cache_copy(struct gptoss_cache *to, const struct gptoss_cache *from,
+                                         struct gptoss_error *error);
 const struct gptoss_cache_shape *gptoss_cpu_cache_shape(const struct gptoss_cache *cache);
 
 #endif

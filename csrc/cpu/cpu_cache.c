@@ -109,7 +109,9 @@ void gptoss_cpu_cache_hold(struct gptoss_cache *cache, int32_t layer, int64_t fi
     *held = (struct held_range){first_position, end_position};
 }
 
-void gptoss_cpu_cache_copy(struct gptoss_cache *to, const struct gptoss_cache *from) {
+enum gptoss_status gptoss_cpu_cache_copy(struct gptoss_cache *to, const struct gptoss_cache *from,
+                                         struct gptoss_error *error) {
+    (void)error;
     for (int32_t layer = 0; layer < from->shape.num_layers; ++layer) {
         int64_t first = from->held[layer].first, end = from->held[layer].end;
         uint64_t start =
@@ -120,4 +122,5 @@ void gptoss_cpu_cache_copy(struct gptoss_cache *to, const struct gptoss_cache *f
                    (uint64_t)(end - first) * from->row_bytes);
         to->held[layer] = from->held[layer];
     }
+    return GPTOSS_OK;
 }

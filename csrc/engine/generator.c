@@ -166,6 +166,9 @@ enum gptoss_status gptoss_generator_kv(const struct gptoss_generator *generator,
         gptoss_error_found(error, "%" PRId32, layer);
         return GPTOSS_ERROR_ARGUMENT;
     }
+    struct gptoss_backend *backend = generator->model->backend;
+    if (backend->operations->cache_fetch != NULL)
+        GPTOSS_TRY(backend->operations->cache_fetch(backend, generator->cache, layer, error));
     *view_out = layer_view(generator, layer);
     return GPTOSS_OK;
 }
@@ -344,7 +347,12 @@ enum gptoss_status gptoss_generator_fork(const struct gptoss_generator *generato
     fork->has_logits = generator->has_logits;
     memcpy(fork->logits, generator->logits,
            (size_t)generator->model->config->vocab_size * sizeof *fork->logits);
-    generator->model->backend->operations->cache_copy(fork->cache, generator->cache);
+    status =
+        generator->model->backend->operations->cache_copy(fork->cache, generator->cache, error);
+    if (status != GPTOSS_OK) {
+        gptoss_generator_release(fork);
+        return status;
+    }
     *generator_out = fork;
     return GPTOSS_OK;
 }

@@ -9,6 +9,7 @@
 #include "numeric/dtype.h"
 #include "platform/allocator.h"
 #include "status.h"
+#include "vulkan/vulkan.h"
 
 #define MAX_THREADS 1024
 
@@ -110,12 +111,30 @@ static enum gptoss_status choose_bf16(struct gptoss_model *model, const char *is
     return GPTOSS_ERROR_UNSUPPORTED;
 }
 
-static enum gptoss_status create_backend(struct gptoss_model *model,
-                                         const struct gptoss_model_options *options,
-                                         struct gptoss_error *error) {
-    enum gptoss_status status = check_choice("device", options->device, "cpu", NULL, error);
-    if (status == GPTOSS_OK)
-        status = check_choice("precision", options->precision, "fp32", "bf16", error);
+static enum gptoss_status create_vulkan_backend(struct gptoss_model *model,
+                                                const struct gptoss_model_options *options,
+                                                const char *which, struct gptoss_error *error) {
+    if (options->isa != NULL)
+        return gptoss_error_set(error, GPTOSS_ERROR_ARGUMENT,
+                                "isa '%s' is for device='cpu'; a GPU has no choice of it",
+                                options->isa);
+    if (options->num_adapters > 0)
+        return gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
+                                "adapters are not available on Vulkan devices yet; use "
+                                "device='cpu'");
+    GPTOSS_TRY(gptoss_vulkan_backend_create(which, options->precision, model->num_threads,
+                                            options->profile, &model->backend, error));
+    model->device = gptoss_vulkan_backend_device(model->backend);
+    model->isa = "vulkan";
+    model->precision = gptoss_vulkan_backend_precision(model->backend);
+    return GPTOSS_OK;
+}
+
+static enum gptoss_status create_cpu_backend(struct gptoss_model *model,
+                                             const struct gptoss_model_options *options,
+                                             struct gptoss_error *error) {
+    enum gptoss_status status =
+        check_choice("precision", options->precision, "fp32", "bf16", error);
     const struct gptoss_kernels *kernels = NULL;
     const struct gptoss_bf16_unit *unit = NULL;
     bool is_bf16 = options->precision != NULL && strcmp(options->precision, "bf16") == 0;
@@ -125,6 +144,13 @@ static enum gptoss_status create_backend(struct gptoss_model *model,
         status = choose_fp32(model, options->isa, &kernels, error);
     if (status != GPTOSS_OK)
         return status;
+    model->device = "cpu";
+    return gptoss_cpu_backend_create(kernels, unit, model->num_threads, &model->backend, error);
+}
+
+static enum gptoss_status create_backend(struct gptoss_model *model,
+                                         const struct gptoss_model_options *options,
+                                         struct gptoss_error *error) {
     if (options->num_threads < 0 || options->num_threads > MAX_THREADS) {
         gptoss_error_set(error, GPTOSS_ERROR_ARGUMENT,
                          "the number of threads must be 1 to %d, or 0 for all, not %d", MAX_THREADS,
@@ -134,7 +160,13 @@ static enum gptoss_status create_backend(struct gptoss_model *model,
         return GPTOSS_ERROR_ARGUMENT;
     }
     model->num_threads = options->num_threads > 0 ? options->num_threads : gptoss_usable_cores();
-    return gptoss_cpu_backend_create(kernels, unit, model->num_threads, &model->backend, error);
+    if (options->device == NULL || strcmp(options->device, "cpu") == 0)
+        return create_cpu_backend(model, options, error);
+    if (strcmp(options->device, "vulkan") == 0)
+        return create_vulkan_backend(model, options, "", error);
+    if (strncmp(options->device, "vulkan:", 7) == 0)
+        return create_vulkan_backend(model, options, options->device + 7, error);
+    return check_choice("device", options->device, "cpu", "vulkan", error);
 }
 
 enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model_options *options,
@@ -164,6 +196,9 @@ enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model
     if (status != GPTOSS_OK)
         goto cleanup;
     status = gptoss_rope_init(&model->rope, model->config, &model->rope_divisors, error);
+    if (status != GPTOSS_OK)
+        goto cleanup;
+    status = gptoss_pass_load(model, options->poll, options->poll_user, error);
     if (status != GPTOSS_OK)
         goto cleanup;
     if (options->profile)
@@ -219,6 +254,9 @@ enum gptoss_status gptoss_model_batch_logits(struct gptoss_model *model, int64_t
 
 const struct gptoss_config *gptoss_model_config(const struct gptoss_model *model) {
     return model->config;
+}
+const char *gptoss_model_device(const struct gptoss_model *model) {
+    return model->device;
 }
 const char *gptoss_model_isa(const struct gptoss_model *model) {
     return model->isa;

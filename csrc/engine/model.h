@@ -20,7 +20,7 @@ struct gptoss_model {
     const struct gptoss_config *config;
     struct gptoss_backend *backend;
     struct gptoss_profiler *profiler; /* in front of the back end, which owns it; or NULL */
-    const char *isa, *precision;
+    const char *device, *isa, *precision;
     int num_threads;
     const struct gptoss_family *family; /* NULL until the configuration is read */
     struct gptoss_vector rope_divisors; /* [head_dim / 2] of a file that has them */

@@ -89,6 +89,8 @@ static void keep_index(struct gptoss_model *model, const struct gptoss_pass *pas
     gptoss_tap_describe(model->config, index, &tap);
     uint64_t row_bytes = gptoss_tap_row_bytes(&tap);
     const uint8_t *from = model->backend->operations->buffer_read(model->backend, buffer);
+    if (from == NULL)
+        return;
     for (int64_t row = 0, end; row < pass->num_rows; row = end) {
         int32_t slot = pass->rows[row].slot;
         for (end = row + 1; end < pass->num_rows && pass->rows[end].slot == slot;)
@@ -172,10 +174,14 @@ enum gptoss_status gptoss_pass_unembed(struct gptoss_model *model, const struct 
 }
 
 /* The sentence for a status of operations over num_rows rows. */
-static enum gptoss_status explain(enum gptoss_status status, int64_t num_rows,
-                                  struct gptoss_error *error) {
+static enum gptoss_status explain(struct gptoss_model *model, enum gptoss_status status,
+                                  int64_t num_rows, struct gptoss_error *error) {
     if (status == GPTOSS_ERROR_INTERRUPTED)
         return gptoss_error_set(error, status, "interrupted");
+    const struct gptoss_backend_operations *operations = model->backend->operations;
+    if (status != GPTOSS_OK && operations->explain != NULL &&
+        operations->explain(model->backend, status, error))
+        return status;
     if (status == GPTOSS_ERROR_MEMORY)
         return gptoss_error_set(error, status,
                                 "cannot allocate the scratch memory of a pass over %lld rows",
@@ -187,7 +193,8 @@ enum gptoss_status gptoss_pass_logits(struct gptoss_model *model, const int64_t 
                                       int64_t first_row, int64_t num_rows, float *logits_out,
                                       struct gptoss_error *error) {
     const struct gptoss_row_table none = {0};
-    return explain(unembed(model, &none, rows, first_row, num_rows, logits_out), num_rows, error);
+    return explain(model, unembed(model, &none, rows, first_row, num_rows, logits_out), num_rows,
+                   error);
 }
 
 enum gptoss_status gptoss_pass_run(struct gptoss_model *model, const struct gptoss_pass *pass,
@@ -198,7 +205,24 @@ enum gptoss_status gptoss_pass_run(struct gptoss_model *model, const struct gpto
         gptoss_rope_fill(&model->rope, pass->rows[row].position,
                          work->cosine + row * model->rope.half,
                          work->sine + row * model->rope.half);
-    struct gptoss_row_table table = {pass->rows, pass->num_rows, pass->caches, work->cosine,
-                                     work->sine};
-    return explain(model->family->forward(model, pass, &table), pass->num_rows, error);
+    struct gptoss_row_table table = {pass->rows,   pass->num_rows, pass->caches,
+                                     work->cosine, work->sine,     model->rope.half};
+    return explain(model, model->family->forward(model, pass, &table), pass->num_rows, error);
+}
+
+enum gptoss_status gptoss_pass_load(struct gptoss_model *model, gptoss_poll_fn poll, void *user,
+                                    struct gptoss_error *error) {
+    const struct gptoss_backend_operations *operations = model->backend->operations;
+    if (operations->load_begin == NULL)
+        return GPTOSS_OK;
+    /* A pass that is not run tells which weights there will be used, and how. */
+    const struct gptoss_row row = {0};
+    float unused;
+    const struct gptoss_pass pass = {
+        .rows = &row, .num_rows = 1, .num_slots = 1, .num_logits_rows = 1, .logits_out = &unused};
+    operations->load_begin(model->backend);
+    enum gptoss_status status = gptoss_pass_run(model, &pass, error);
+    if (status != GPTOSS_OK)
+        return status;
+    return operations->load_end(model->backend, poll, user, error);
 }

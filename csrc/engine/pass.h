@@ -42,6 +42,10 @@ struct gptoss_pass {
 enum gptoss_status gptoss_pass_run(struct gptoss_model *model, const struct gptoss_pass *pass,
                                    struct gptoss_error *error);
 
+/* Brings the weights of a newly opened model to where its back end wants them. */
+enum gptoss_status gptoss_pass_load(struct gptoss_model *model, gptoss_poll_fn poll, void *user,
+                                    struct gptoss_error *error);
+
 /* Logits of rows of the last pass of this turn: those listed or, without a list, those from
  * first_row on. logits_out: [num_rows][vocab_size]. */
 enum gptoss_status gptoss_pass_logits(struct gptoss_model *model, const int64_t *rows,

@@ -47,6 +47,7 @@ struct gptoss_profiler {
     uint64_t pass_start;
     bool *is_chosen; /* [num_experts] */
     struct totals totals[NUM_ENTRIES];
+    _Atomic uint64_t device_start[NUM_ENTRIES]; /* of a device that times its own work: at reset */
 };
 
 static struct gptoss_profiler *profiler_of(struct gptoss_backend *backend) {
@@ -88,6 +89,15 @@ size_t gptoss_profiler_num_entries(const struct gptoss_profiler *profiler) {
     return count;
 }
 
+/* The time of an operation since the last reset. */
+static uint64_t time_of(const struct gptoss_profiler *profiler, size_t entry) {
+    const struct gptoss_backend_operations *inner = profiler->inner->operations;
+    if (inner->operation_nanoseconds == NULL || entry == PASS)
+        return atomic_load_explicit(&profiler->totals[entry].nanoseconds, memory_order_relaxed);
+    return inner->operation_nanoseconds(profiler->inner, names[entry]) -
+           atomic_load_explicit(&profiler->device_start[entry], memory_order_relaxed);
+}
+
 void gptoss_profiler_entry(const struct gptoss_profiler *profiler, size_t index,
                            struct gptoss_profile_entry *entry_out) {
     size_t entry = 0;
@@ -98,7 +108,7 @@ void gptoss_profiler_entry(const struct gptoss_profiler *profiler, size_t index,
     *entry_out = (struct gptoss_profile_entry){
         .name = names[entry],
         .num_calls = atomic_load_explicit(&totals->num_calls, memory_order_relaxed),
-        .nanoseconds = atomic_load_explicit(&totals->nanoseconds, memory_order_relaxed),
+        .nanoseconds = time_of(profiler, entry),
         .num_rows = atomic_load_explicit(&totals->num_rows, memory_order_relaxed),
         .weight_bytes = atomic_load_explicit(&totals->weight_bytes, memory_order_relaxed),
         .kv_bytes = atomic_load_explicit(&totals->kv_bytes, memory_order_relaxed),
@@ -115,6 +125,8 @@ void gptoss_profiler_reset(struct gptoss_profiler *profiler) {
         };
         for (size_t k = 0; k < sizeof counters / sizeof *counters; ++k)
             atomic_store_explicit(counters[k], 0, memory_order_relaxed);
+        atomic_fetch_add_explicit(&profiler->device_start[i], time_of(profiler, i),
+                                  memory_order_relaxed);
     }
 }
 
@@ -155,6 +167,8 @@ static uint64_t count_experts(struct gptoss_profiler *profiler,
                               int32_t num_chosen) {
     const int32_t *experts = profiler->inner->operations->buffer_read(profiler->inner, buffer);
     uint64_t count = 0;
+    if (experts == NULL)
+        return 0;
     memset(profiler->is_chosen, 0, (size_t)profiler->num_experts * sizeof(bool));
     for (int64_t i = 0; i < table->num_rows * num_chosen; ++i) {
         if (experts[i] < 0 || experts[i] >= profiler->num_experts)
@@ -376,6 +390,19 @@ static const void *forward_buffer_read(struct gptoss_backend *base, struct gptos
     return inner->operations->buffer_read(inner, buffer);
 }
 
+static bool forward_explain(struct gptoss_backend *base, enum gptoss_status status,
+                            struct gptoss_error *error) {
+    struct gptoss_backend *inner = profiler_of(base)->inner;
+    return inner->operations->explain(inner, status, error);
+}
+
+static enum gptoss_status forward_cache_fetch(struct gptoss_backend *base,
+                                              struct gptoss_cache *cache, int32_t layer,
+                                              struct gptoss_error *error) {
+    struct gptoss_backend *inner = profiler_of(base)->inner;
+    return inner->operations->cache_fetch(inner, cache, layer, error);
+}
+
 static enum gptoss_status forward_cache_create(struct gptoss_backend *base,
                                                const struct gptoss_cache_shape *shape,
                                                struct gptoss_cache **cache_out,
@@ -445,6 +472,10 @@ enum gptoss_status gptoss_profiler_create(int32_t num_experts, struct gptoss_bac
     profiler->operations.cache_view = (*backend)->operations->cache_view;
     profiler->operations.cache_hold = (*backend)->operations->cache_hold;
     profiler->operations.cache_copy = (*backend)->operations->cache_copy;
+    if ((*backend)->operations->explain != NULL)
+        profiler->operations.explain = forward_explain;
+    if ((*backend)->operations->cache_fetch != NULL)
+        profiler->operations.cache_fetch = forward_cache_fetch;
     profiler->base.operations = &profiler->operations;
     profiler->inner = *backend;
     profiler->num_experts = num_experts;

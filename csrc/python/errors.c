@@ -11,6 +11,7 @@ static const char *class_of(enum gptoss_status status) {
     case GPTOSS_ERROR_CONTEXT: return "ContextError";
     case GPTOSS_ERROR_NUMERIC: return "NumericError";
     case GPTOSS_ERROR_STATE: return "StateError";
+    case GPTOSS_ERROR_DEVICE: return "DeviceError";
     case GPTOSS_OK:
     case GPTOSS_ERROR_INTERRUPTED:
         break; /* not errors of their own: a callback's exception is raised instead */

@@ -1,0 +1,109 @@
+/* The parameters of the shaders, declared once for C and GLSL. Addresses are those of device memory
+ * and 0 where something is absent; sizes count elements unless they say bytes. */
+#ifndef GPTOSS_VULKAN_PUSH_CONSTANTS_H
+#define GPTOSS_VULKAN_PUSH_CONSTANTS_H
+
+#ifdef VULKAN
+#define uint64_t uvec2
+#define uint32_t uint
+#define int32_t int
+#else
+#include <stdint.h>
+#endif
+
+/* How weights lie in device memory. A row is padded to whole blocks of 32 with zeros; codes come in
+ * pieces of 16 bytes. */
+#define GPTOSS_DEVICE_F32 0
+#define GPTOSS_DEVICE_F16 1
+#define GPTOSS_DEVICE_BF16 2
+#define GPTOSS_DEVICE_MXFP4 3  /* 32 codes a piece, low nibble first; a byte 2^(s-127) each */
+#define GPTOSS_DEVICE_Q8 4     /* 16 int8 codes a piece; an f16 scale every two pieces */
+#define GPTOSS_DEVICE_AFFINE 5 /* 16 int8 codes a piece; (scale, offset) in f32 each: s * q + o */
+
+/* What becomes of a product y = w x + bias. */
+#define GPTOSS_PRODUCT_STORE 0
+#define GPTOSS_PRODUCT_RESIDUAL 1 /* residual += y, out = y where asked for */
+#define GPTOSS_PRODUCT_SWIGLU 2   /* of pairs (gate, up), clamped: gpt-oss */
+#define GPTOSS_PRODUCT_SILU 3     /* silu(gate) * up */
+#define GPTOSS_PRODUCT_GELU 4
+#define GPTOSS_PRODUCT_ADD 5 /* out += factor * y: a term of an adapter */
+
+/* Keys of one part of attention, at fixed positions. */
+#define GPTOSS_ATTENTION_PART 256
+/* Tokens and weight rows of a tile of a panel product. */
+#define GPTOSS_TILE_TOKENS 64
+#define GPTOSS_TILE_ROWS 64
+#define GPTOSS_MATRIX_ROWS 128 /* of cooperative matrices */
+
+/* A row of the table. */
+struct gptoss_device_row {
+    int32_t slot, token, position;
+    uint32_t append; /* whether keys and values are new to the cache */
+};
+/* A slot: [layer][keys, values][kv_head][capacity][head_dim] */
+struct gptoss_device_slot {
+    uint64_t cache;
+    uint32_t capacity, is_f32;
+};
+
+struct gptoss_embed_push {
+    uint64_t rows, weight, scales, positions, position_scales, result;
+    uint32_t num_columns;
+};
+
+struct gptoss_norm_push {
+    uint64_t x, gain, bias, result, list; /* list: rows of x, or 0: first and on */
+    uint32_t num_columns, first;
+    float epsilon;
+};
+
+/* Product of num_tokens lines of x, or of those of the experts chosen, with rows of a weight. */
+struct gptoss_product_push {
+    uint64_t x, weight, scales, up, up_scales, bias, up_bias, result;
+    uint64_t extra;   /* residual */
+    uint64_t gain;    /* of the norm that goes before, or 0; of matrices the scales of x's lines */
+    uint64_t experts; /* chosen, or in a panel the list of tiles; 0: no experts */
+    uint64_t routes;  /* sorted by expert, in a panel */
+    uint32_t num_outs, num_tokens, num_chosen;
+    float epsilon, limit, alpha; /* alpha: also the factor of ADD */
+    uint32_t first_token, num_experts;
+};
+
+struct gptoss_round_push {
+    uint64_t x, result, scales;
+};
+
+struct gptoss_down_push {
+    uint64_t x, weight, scales, bias, experts, weights, outputs, sum, residual;
+    uint32_t num_outs, num_chosen;
+};
+
+struct gptoss_sum_push {
+    uint64_t outputs, weights, sum, residual;
+    uint32_t num_columns, num_chosen;
+};
+
+struct gptoss_rope_push {
+    uint64_t rows, slots, queries, keys, values, cosine, sine;
+    uint32_t layer, num_heads, num_kv_heads, head_dim, rotation;
+};
+
+struct gptoss_attention_push {
+    uint64_t rows, slots, queries, sinks, result, sink_mass, partial, counters;
+    uint32_t layer, num_heads, num_kv_heads, head_dim, window, num_parts;
+    float scale;
+};
+
+struct gptoss_route_push {
+    uint64_t x, gain, weight, scales, bias, normed, logits, experts, weights;
+    uint32_t num_experts, num_chosen;
+    float epsilon;
+};
+
+/* tiles: [1 + num] of (expert, first route, routes): first their number. */
+struct gptoss_group_push {
+    uint64_t experts, routes, tiles;
+    uint32_t num_routes, num_experts;
+};
+
+#endif

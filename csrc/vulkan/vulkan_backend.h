@@ -1,0 +1,187 @@
+/* The Vulkan back end: lists the commands of operations when they are called and replays the
+ * recording of a pass that had the same ones. Shared by the vulkan_*.c files. */
+#ifndef GPTOSS_VULKAN_VULKAN_BACKEND_H
+#define GPTOSS_VULKAN_VULKAN_BACKEND_H
+
+#include <pthread.h>
+
+#include "backend.h"
+#include "cpu/thread_pool.h"
+#include "vulkan/shaders/push_constants.h"
+#include "vulkan/vulkan.h"
+#include "vulkan/vulkan_command.h"
+#include "vulkan/vulkan_weights.h"
+
+/* Memory that grows to the largest use and stays. */
+enum gptoss_scratch_use {
+    GPTOSS_SCRATCH_LOGITS,
+    GPTOSS_SCRATCH_ATTENTION, /* parts */
+    GPTOSS_SCRATCH_COUNTERS,  /* of parts; zero between passes */
+    GPTOSS_SCRATCH_GROUPS,    /* routes and tiles */
+    GPTOSS_SCRATCH_ROUNDED,   /* lines of x in float16, and their scales */
+    GPTOSS_NUM_SCRATCHES
+};
+
+/* The operations, as timings count them. */
+#define GPTOSS_FOR_TIMERS(X)                                                                       \
+    X(other)                                                                                       \
+    X(embed)                                                                                       \
+    X(norm_linear)                                                                                 \
+    X(rope_append)                                                                                 \
+    X(attention)                                                                                   \
+    X(linear_residual)                                                                             \
+    X(mlp_up)                                                                                      \
+    X(route)                                                                                       \
+    X(expert_gate_up)                                                                              \
+    X(expert_down)                                                                                 \
+    X(unembed)
+enum gptoss_vulkan_timer {
+#define GPTOSS_TIMER_ID(name) GPTOSS_TIMER_##name,
+    GPTOSS_FOR_TIMERS(GPTOSS_TIMER_ID)
+#undef GPTOSS_TIMER_ID
+};
+
+struct gptoss_vulkan_backend {
+    struct gptoss_backend base;
+    struct gptoss_vulkan_device device;
+    struct gptoss_vulkan_pipelines pipelines;
+    struct gptoss_vulkan_queue queue;
+    struct gptoss_vulkan_weights weights;
+    bool is_loading; /* operations only tell which weights they use */
+
+    enum gptoss_vulkan_timer timer; /* of the operation that lists commands now */
+
+    int owner; /* the process that opened the device: none of this survives fork() */
+    int num_threads;
+    pthread_mutex_t turn;
+    struct gptoss_thread_pool *pool; /* for tasks on the host */
+    gptoss_poll_fn poll;
+    void *poll_user;
+    uint64_t done, total, last_poll;
+    struct gptoss_error error; /* of the operation that failed last */
+    enum gptoss_status failed; /* of a buffer_read of this pass, which cannot tell itself */
+
+    struct gptoss_vulkan_memory inputs;       /* rows, slots, rotations of the pass */
+    int64_t max_rows, max_slots, max_angles;  /* that inputs has room for */
+    uint64_t rows, slots, cosine, sine, list; /* addresses in it */
+    int64_t num_rows;                         /* of the pass */
+    int64_t end_position;                     /* the largest of the pass, plus one */
+
+    struct gptoss_vulkan_memory scratch[GPTOSS_NUM_SCRATCHES];
+    struct gptoss_vulkan_memory readback;
+    bool is_f16; /* precision: many tokens are multiplied by cooperative matrices */
+    struct {
+        uint64_t x;
+        int64_t first_line, num_lines;
+        uint32_t num_columns;
+        bool interleaves;
+    } rounded; /* what is in GPTOSS_SCRATCH_ROUNDED, within an operation */
+    const struct gptoss_buffer *norm_of; /* normed: not computed yet, see vulkan_operations.c */
+    struct gptoss_norm_push pending_norm;
+};
+
+struct gptoss_buffer {
+    struct gptoss_vulkan_memory memory;
+    void *host; /* a copy for buffer_read, made at its first use */
+};
+
+/* At least num_bytes of a scratch memory, whose contents do not survive; zeroed when it grows. */
+enum gptoss_status gptoss_vulkan_scratch(struct gptoss_vulkan_backend *backend,
+                                         enum gptoss_scratch_use use, uint64_t num_bytes,
+                                         uint64_t *address_out);
+/* Starts what is listed and waits for it. */
+enum gptoss_status gptoss_vulkan_flush(struct gptoss_vulkan_backend *backend);
+/* At least num_bytes that the host can read. */
+enum gptoss_status gptoss_vulkan_reserve_readback(struct gptoss_vulkan_backend *backend,
+                                                  uint64_t num_bytes);
+
+/* ---- vulkan_operations.c ---- */
+
+enum gptoss_status gptoss_vulkan_embed(struct gptoss_backend *, const struct gptoss_row_table *,
+                                       const struct gptoss_embed *);
+enum gptoss_status gptoss_vulkan_norm_linear(struct gptoss_backend *,
+                                             const struct gptoss_row_table *,
+                                             const struct gptoss_norm_linear *);
+enum gptoss_status gptoss_vulkan_linear_residual(struct gptoss_backend *,
+                                                 const struct gptoss_row_table *,
+                                                 const struct gptoss_linear_residual *);
+enum gptoss_status gptoss_vulkan_mlp_up(struct gptoss_backend *, const struct gptoss_row_table *,
+                                        const struct gptoss_mlp_up *);
+enum gptoss_status gptoss_vulkan_unembed(struct gptoss_backend *, const struct gptoss_row_table *,
+                                         const struct gptoss_unembed *);
+/* Lists a product of many lines with a weight: on cooperative matrices where the precision, and the
+ * range of the weight, allow. push is complete but for x's lines in float16. num_lines: of x;
+ * tiles: of tokens; pairs: of rows; mode and experts: constants of the shaders. */
+struct gptoss_panel {
+    struct gptoss_device_weight weight, up;
+    struct gptoss_product_push push;
+    int64_t num_lines, num_tiles;
+    uint32_t mode;
+    bool is_pair, has_experts, joins_previous;
+};
+enum gptoss_status gptoss_vulkan_panel(struct gptoss_vulkan_backend *backend,
+                                       struct gptoss_panel *panel);
+/* Lists the norm that a product did without, if `buffer` is what it would have filled. */
+enum gptoss_status gptoss_vulkan_settle_norm(struct gptoss_vulkan_backend *backend,
+                                             const struct gptoss_buffer *buffer);
+
+/* ---- vulkan_experts.c ---- */
+
+enum gptoss_status gptoss_vulkan_route(struct gptoss_backend *, const struct gptoss_row_table *,
+                                       const struct gptoss_route *);
+enum gptoss_status gptoss_vulkan_expert_gate_up(struct gptoss_backend *,
+                                                const struct gptoss_row_table *,
+                                                const struct gptoss_expert_gate_up *);
+enum gptoss_status gptoss_vulkan_expert_down(struct gptoss_backend *,
+                                             const struct gptoss_row_table *,
+                                             const struct gptoss_expert_down *);
+
+/* ---- vulkan_attention.c ---- */
+
+enum gptoss_status gptoss_vulkan_rope_append(struct gptoss_backend *,
+                                             const struct gptoss_row_table *,
+                                             const struct gptoss_rope_append *);
+enum gptoss_status gptoss_vulkan_attention(struct gptoss_backend *, const struct gptoss_row_table *,
+                                           const struct gptoss_attention *);
+
+/* ---- vulkan_cache.c ---- */
+
+enum gptoss_status gptoss_vulkan_cache_create(struct gptoss_backend *,
+                                              const struct gptoss_cache_shape *,
+                                              struct gptoss_cache **, struct gptoss_error *);
+void gptoss_vulkan_cache_release(struct gptoss_backend *, struct gptoss_cache *);
+void gptoss_vulkan_cache_view(const struct gptoss_cache *, int32_t, struct gptoss_kv_view *);
+enum gptoss_status gptoss_vulkan_cache_fetch(struct gptoss_backend *, struct gptoss_cache *,
+                                             int32_t, struct gptoss_error *);
+void gptoss_vulkan_cache_hold(struct gptoss_cache *, int32_t, int64_t, int64_t);
+enum gptoss_status gptoss_vulkan_cache_copy(struct gptoss_cache *, const struct gptoss_cache *,
+                                            struct gptoss_error *);
+/* Room for num_positions, which may move the rows; and where the device finds it. */
+enum gptoss_status gptoss_vulkan_cache_reserve(struct gptoss_vulkan_backend *backend,
+                                               struct gptoss_cache *cache, int64_t num_positions);
+struct gptoss_device_slot gptoss_vulkan_cache_slot(const struct gptoss_cache *cache);
+int64_t gptoss_vulkan_cache_end(const struct gptoss_cache *cache);
+
+/* ---- how commands are listed ---- */
+
+struct gptoss_dispatch {
+    struct gptoss_pipeline_key key;
+    const void *push;
+    uint32_t push_bytes;
+    int64_t groups[3];
+    bool joins_previous;
+};
+enum gptoss_status gptoss_vulkan_dispatch(struct gptoss_vulkan_backend *backend,
+                                          const struct gptoss_dispatch *dispatch);
+
+static inline struct gptoss_vulkan_backend *gptoss_vulkan_of(struct gptoss_backend *base) {
+    return (struct gptoss_vulkan_backend *)base;
+}
+static inline uint64_t gptoss_address_of(const struct gptoss_buffer *buffer) {
+    return buffer != NULL ? buffer->memory.address : 0;
+}
+static inline int64_t gptoss_ceil_div(int64_t count, int64_t size) {
+    return (count + size - 1) / size;
+}
+
+#endif

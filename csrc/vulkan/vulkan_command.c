@@ -1,0 +1,305 @@
+#include "vulkan/vulkan_command.h"
+
+#include <string.h>
+
+#include "platform/allocator.h"
+#include "status.h"
+
+#define WAIT_NANOSECONDS 10000000u
+#define MAX_TIMED_COMMANDS 4096
+
+enum gptoss_status gptoss_vulkan_queue_open(const struct gptoss_vulkan_device *device,
+                                            VkPipelineLayout layout, bool timing,
+                                            struct gptoss_vulkan_queue *queue,
+                                            struct gptoss_error *error) {
+    *queue = (struct gptoss_vulkan_queue){.device = device, .layout = layout};
+    const VkCommandPoolCreateInfo pool = {
+        .sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
+        .flags = VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT,
+        .queueFamilyIndex = device->queue_family,
+    };
+    const VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
+    const VkQueryPoolCreateInfo queries = {
+        .sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO,
+        .queryType = VK_QUERY_TYPE_TIMESTAMP,
+        .queryCount = MAX_TIMED_COMMANDS + 1,
+    };
+    VkResult result = device->run.CreateCommandPool(device->handle, &pool, NULL, &queue->pool);
+    if (result == VK_SUCCESS)
+        result = device->run.CreateFence(device->handle, &fence, NULL, &queue->fence);
+    if (result == VK_SUCCESS && timing && device->timestamp_nanoseconds > 0)
+        result = device->run.CreateQueryPool(device->handle, &queries, NULL, &queue->queries);
+    if (result == VK_SUCCESS)
+        return GPTOSS_OK;
+    gptoss_vulkan_queue_close(queue);
+    return gptoss_vulkan_error(error, result, "making a command pool");
+}
+
+void gptoss_vulkan_queue_close(struct gptoss_vulkan_queue *queue) {
+    const struct gptoss_vulkan_device *device = queue->device;
+    if (device == NULL)
+        return;
+    device->run.DeviceWaitIdle(device->handle);
+    gptoss_vulkan_forget(queue);
+    if (queue->queries != VK_NULL_HANDLE)
+        device->run.DestroyQueryPool(device->handle, queue->queries, NULL);
+    if (queue->fence != VK_NULL_HANDLE)
+        device->run.DestroyFence(device->handle, queue->fence, NULL);
+    if (queue->pool != VK_NULL_HANDLE)
+        device->run.DestroyCommandPool(device->handle, queue->pool, NULL);
+    gptoss_free(queue->commands);
+    *queue = (struct gptoss_vulkan_queue){0};
+}
+
+/* ---- listing ---- */
+
+enum gptoss_status gptoss_vulkan_list(struct gptoss_vulkan_queue *queue,
+                                      const struct gptoss_vulkan_command *command) {
+    if (queue->count == queue->capacity) {
+        size_t capacity = queue->capacity > 0 ? 2 * queue->capacity : 256;
+        struct gptoss_vulkan_command *commands = gptoss_allocate(capacity, sizeof *commands);
+        if (commands == NULL)
+            return GPTOSS_ERROR_MEMORY;
+        if (queue->count > 0)
+            memcpy(commands, queue->commands, queue->count * sizeof *commands);
+        gptoss_free(queue->commands);
+        queue->commands = commands;
+        queue->capacity = capacity;
+    }
+    memcpy(&queue->commands[queue->count++], command, sizeof *command);
+    return GPTOSS_OK;
+}
+
+enum gptoss_status
+gptoss_vulkan_list_copy(struct gptoss_vulkan_queue *queue, const struct gptoss_vulkan_memory *from,
+                        uint64_t from_offset, const struct gptoss_vulkan_memory *to,
+                        uint64_t to_offset, uint64_t num_bytes, bool joins_previous) {
+    struct gptoss_vulkan_command command;
+    memset(&command, 0, sizeof command);
+    command.joins_previous = joins_previous;
+    command.from = from->buffer;
+    command.to = to->buffer;
+    command.from_offset = from_offset;
+    command.to_offset = to_offset;
+    command.num_bytes = num_bytes;
+    return gptoss_vulkan_list(queue, &command);
+}
+
+enum gptoss_status gptoss_vulkan_list_zeros(struct gptoss_vulkan_queue *queue,
+                                            const struct gptoss_vulkan_memory *to) {
+    struct gptoss_vulkan_command command;
+    memset(&command, 0, sizeof command);
+    command.to = to->buffer;
+    command.num_bytes = VK_WHOLE_SIZE;
+    return gptoss_vulkan_list(queue, &command);
+}
+
+/* ---- recording ---- */
+
+static void record_barrier(const struct gptoss_vulkan_device *device, VkCommandBuffer recording) {
+    const VkPipelineStageFlags stages =
+        VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT;
+    const VkMemoryBarrier barrier = {
+        .sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+        .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT,
+        .dstAccessMask = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT |
+                         VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT,
+    };
+    device->run.CmdPipelineBarrier(recording, stages, stages, 0, 1, &barrier, 0, NULL, 0, NULL);
+}
+
+/* What the host reads after the fence. */
+static void record_end_barrier(const struct gptoss_vulkan_device *device,
+                               VkCommandBuffer recording) {
+    const VkMemoryBarrier barrier = {
+        .sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+        .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT,
+        .dstAccessMask = VK_ACCESS_HOST_READ_BIT,
+    };
+    device->run.CmdPipelineBarrier(
+        recording, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT,
+        VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &barrier, 0, NULL, 0, NULL);
+}
+
+static void record_commands(const struct gptoss_vulkan_queue *queue, VkCommandBuffer recording) {
+    const struct gptoss_vulkan_functions *run = &queue->device->run;
+    bool timed = queue->queries != VK_NULL_HANDLE && queue->count <= MAX_TIMED_COMMANDS;
+    VkPipeline bound = VK_NULL_HANDLE;
+    if (timed) {
+        run->CmdResetQueryPool(recording, queue->queries, 0, (uint32_t)queue->count + 1);
+        run->CmdWriteTimestamp(recording, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, queue->queries, 0);
+    }
+    for (size_t i = 0; i < queue->count; ++i) {
+        const struct gptoss_vulkan_command *command = &queue->commands[i];
+        if (!command->joins_previous)
+            record_barrier(queue->device, recording);
+        if (command->num_bytes == VK_WHOLE_SIZE) {
+            run->CmdFillBuffer(recording, command->to, 0, VK_WHOLE_SIZE, 0);
+        } else if (command->num_bytes > 0) {
+            const VkBufferCopy copy = {command->from_offset, command->to_offset,
+                                       command->num_bytes};
+            run->CmdCopyBuffer(recording, command->from, command->to, 1, &copy);
+        } else {
+            if (command->pipeline != bound)
+                run->CmdBindPipeline(recording, VK_PIPELINE_BIND_POINT_COMPUTE, command->pipeline);
+            bound = command->pipeline;
+            run->CmdPushConstants(recording, queue->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0,
+                                  command->push_bytes, command->push);
+            run->CmdDispatch(recording, command->groups[0], command->groups[1], command->groups[2]);
+        }
+        if (timed)
+            run->CmdWriteTimestamp(recording, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, queue->queries,
+                                   (uint32_t)i + 1);
+    }
+    record_end_barrier(queue->device, recording);
+}
+
+static void drop(struct gptoss_vulkan_queue *queue, struct gptoss_vulkan_program *program) {
+    if (program->recording != VK_NULL_HANDLE)
+        queue->device->run.FreeCommandBuffers(queue->device->handle, queue->pool, 1,
+                                              &program->recording);
+    gptoss_free(program->commands);
+    *program = (struct gptoss_vulkan_program){0};
+}
+
+/* A recording of what is listed. */
+static enum gptoss_status record(struct gptoss_vulkan_queue *queue, uint64_t hash,
+                                 struct gptoss_vulkan_program *program,
+                                 struct gptoss_error *error) {
+    const struct gptoss_vulkan_functions *run = &queue->device->run;
+    *program = (struct gptoss_vulkan_program){.hash = hash, .count = queue->count};
+    program->commands = gptoss_allocate(queue->count, sizeof *program->commands);
+    if (program->commands == NULL)
+        return gptoss_error_memory(error, queue->count * sizeof *program->commands, "a recording");
+    memcpy(program->commands, queue->commands, queue->count * sizeof *program->commands);
+    const VkCommandBufferAllocateInfo info = {
+        .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+        .commandPool = queue->pool,
+        .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+        .commandBufferCount = 1,
+    };
+    const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
+    VkResult result =
+        run->AllocateCommandBuffers(queue->device->handle, &info, &program->recording);
+    if (result != VK_SUCCESS)
+        program->recording = VK_NULL_HANDLE;
+    if (result == VK_SUCCESS)
+        result = run->BeginCommandBuffer(program->recording, &begin);
+    if (result == VK_SUCCESS) {
+        record_commands(queue, program->recording);
+        result = run->EndCommandBuffer(program->recording);
+    }
+    if (result == VK_SUCCESS)
+        return GPTOSS_OK;
+    drop(queue, program);
+    return gptoss_vulkan_error(error, result, "recording commands");
+}
+
+void gptoss_vulkan_forget(struct gptoss_vulkan_queue *queue) {
+    for (size_t i = 0; i < queue->num_programs; ++i)
+        drop(queue, &queue->programs[i]);
+    queue->num_programs = 0;
+    drop(queue, &queue->once);
+}
+
+/* FNV-1a over 64-bit words; commands are whole numbers of them. */
+static uint64_t hash_commands(const struct gptoss_vulkan_command *commands, size_t count) {
+    _Static_assert(sizeof *commands % sizeof(uint64_t) == 0, "commands are hashed by words");
+    const uint8_t *bytes = (const uint8_t *)commands;
+    uint64_t hash = 0xCBF29CE484222325u, word;
+    for (size_t i = 0; i < count * sizeof *commands; i += sizeof word) {
+        memcpy(&word, bytes + i, sizeof word);
+        hash = (hash ^ word) * 0x100000001B3u;
+    }
+    return hash;
+}
+
+static enum gptoss_status find_program(struct gptoss_vulkan_queue *queue, bool keep,
+                                       struct gptoss_vulkan_program **program_out,
+                                       struct gptoss_error *error) {
+    *program_out = &queue->once;
+    if (!keep) {
+        drop(queue, &queue->once);
+        return record(queue, 0, &queue->once, error);
+    }
+    uint64_t hash = hash_commands(queue->commands, queue->count);
+    for (size_t i = 0; i < queue->num_programs; ++i) {
+        struct gptoss_vulkan_program *program = &queue->programs[i];
+        if (program->hash == hash && program->count == queue->count &&
+            memcmp(program->commands, queue->commands, queue->count * sizeof *queue->commands) ==
+                0) {
+            *program_out = program;
+            return GPTOSS_OK;
+        }
+    }
+    if (queue->num_programs == GPTOSS_MAX_PROGRAMS)
+        gptoss_vulkan_forget(queue);
+    *program_out = &queue->programs[queue->num_programs];
+    GPTOSS_TRY(record(queue, hash, *program_out, error));
+    ++queue->num_programs;
+    return GPTOSS_OK;
+}
+
+/* ---- running ---- */
+
+enum gptoss_status gptoss_vulkan_start(struct gptoss_vulkan_queue *queue, bool keep,
+                                       struct gptoss_error *error) {
+    if (queue->count == 0)
+        return GPTOSS_OK;
+    enum gptoss_status status = gptoss_vulkan_wait(queue, NULL, NULL, error);
+    struct gptoss_vulkan_program *program = NULL;
+    if (status == GPTOSS_OK)
+        status = find_program(queue, keep, &program, error);
+    queue->count = 0;
+    if (status != GPTOSS_OK)
+        return status;
+    const VkSubmitInfo info = {
+        .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
+        .commandBufferCount = 1,
+        .pCommandBuffers = &program->recording,
+    };
+    const struct gptoss_vulkan_device *device = queue->device;
+    VkResult result = device->run.ResetFences(device->handle, 1, &queue->fence);
+    if (result == VK_SUCCESS)
+        result = device->run.QueueSubmit(device->queue, 1, &info, queue->fence);
+    if (result != VK_SUCCESS)
+        return gptoss_vulkan_error(error, result, "submitting work to the GPU");
+    queue->is_running = true;
+    queue->running = program;
+    return GPTOSS_OK;
+}
+
+static void add_timings(struct gptoss_vulkan_queue *queue) {
+    const struct gptoss_vulkan_program *program = queue->running;
+    if (queue->queries == VK_NULL_HANDLE || program->count > MAX_TIMED_COMMANDS)
+        return;
+    uint64_t *times = gptoss_allocate(program->count + 1, sizeof *times);
+    if (times == NULL)
+        return;
+    VkResult result = queue->device->run.GetQueryPoolResults(
+        queue->device->handle, queue->queries, 0, (uint32_t)program->count + 1,
+        (program->count + 1) * sizeof *times, times, sizeof *times, VK_QUERY_RESULT_64_BIT);
+    for (size_t i = 0; result == VK_SUCCESS && i < program->count; ++i)
+        queue->nanoseconds[program->commands[i].timer] +=
+            (uint64_t)((double)(times[i + 1] - times[i]) * queue->device->timestamp_nanoseconds);
+    gptoss_free(times);
+}
+
+enum gptoss_status gptoss_vulkan_wait(struct gptoss_vulkan_queue *queue, bool (*stop)(void *user),
+                                      void *user, struct gptoss_error *error) {
+    const struct gptoss_vulkan_device *device = queue->device;
+    bool stopped = false;
+    while (queue->is_running) {
+        VkResult result =
+            device->run.WaitForFences(device->handle, 1, &queue->fence, VK_TRUE, WAIT_NANOSECONDS);
+        if (result == VK_TIMEOUT) {
+            stopped = stopped || (stop != NULL && stop(user));
+            continue;
+        }
+        queue->is_running = false;
+        if (result != VK_SUCCESS)
+            return gptoss_vulkan_error(error, result, "waiting for the GPU");
+        add_timings(queue);
+    }
+    return stopped ? GPTOSS_ERROR_INTERRUPTED : GPTOSS_OK;
+}

@@ -1,0 +1,408 @@
+/* Embedding, norms and matrix products. */
+#include <string.h>
+
+#include "platform/allocator.h"
+#include "status.h"
+#include "vulkan/vulkan_backend.h"
+
+/* Lines up to which each is multiplied by itself, straight from the packed weights. */
+#define MAX_SINGLE_LINES 8
+/* Weight rows of a subgroup. */
+#define ROWS 2
+#define WORKGROUP 256
+/* Rows whose logits are on the device at a time. */
+#define MAX_LOGITS_ROWS 64
+
+/* ---- the table of rows ---- */
+
+static int64_t largest(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+static enum gptoss_status reserve_inputs(struct gptoss_vulkan_backend *backend, int64_t num_rows,
+                                         int64_t num_slots, int64_t num_angles) {
+    if (num_rows <= backend->max_rows && num_slots <= backend->max_slots &&
+        num_angles <= backend->max_angles)
+        return GPTOSS_OK;
+    backend->max_rows = largest(num_rows, backend->max_rows);
+    backend->max_slots = largest(num_slots, backend->max_slots);
+    backend->max_angles = largest(num_angles, backend->max_angles);
+    uint64_t row_bytes = (uint64_t)backend->max_rows * sizeof(struct gptoss_device_row);
+    uint64_t slot_bytes = (uint64_t)backend->max_slots * sizeof(struct gptoss_device_slot);
+    uint64_t angle_bytes = ((uint64_t)backend->max_angles * sizeof(float) + 15) / 16 * 16;
+    uint64_t list_bytes = (uint64_t)backend->max_rows * sizeof(uint32_t);
+    GPTOSS_TRY(gptoss_vulkan_flush(backend));
+    gptoss_vulkan_forget(&backend->queue);
+    gptoss_vulkan_memory_release(&backend->device, &backend->inputs);
+    enum gptoss_status status =
+        gptoss_vulkan_memory_create(&backend->device, GPTOSS_VULKAN_INPUT,
+                                    row_bytes + slot_bytes + 2 * angle_bytes + list_bytes + 16,
+                                    "the table of rows", &backend->inputs, &backend->error);
+    if (status != GPTOSS_OK) {
+        backend->max_rows = backend->max_slots = backend->max_angles = 0;
+        return status;
+    }
+    backend->rows = backend->inputs.address;
+    backend->slots = backend->rows + row_bytes;
+    backend->cosine = backend->slots + slot_bytes;
+    backend->sine = backend->cosine + angle_bytes;
+    backend->list = backend->sine + angle_bytes;
+    return GPTOSS_OK;
+}
+
+static void *input_at(const struct gptoss_vulkan_backend *backend, uint64_t address) {
+    return (uint8_t *)backend->inputs.host + (address - backend->inputs.address);
+}
+
+/* Room in the caches, and the table where the device finds it. num_angles: of a row. */
+static enum gptoss_status write_table(struct gptoss_vulkan_backend *backend,
+                                      const struct gptoss_row_table *table) {
+    int64_t num_slots = 0;
+    backend->end_position = 0;
+    for (int64_t row = 0; row < table->num_rows; ++row) {
+        const struct gptoss_row *entry = &table->rows[row];
+        num_slots = largest(num_slots, entry->slot + 1);
+        backend->end_position = largest(backend->end_position, entry->position + 1);
+        if (row + 1 == table->num_rows || table->rows[row + 1].slot != entry->slot)
+            GPTOSS_TRY(gptoss_vulkan_cache_reserve(backend, table->caches[entry->slot],
+                                                   entry->position + 1));
+    }
+    int64_t num_angles = table->num_rows * table->num_angles;
+    GPTOSS_TRY(reserve_inputs(backend, table->num_rows, num_slots, num_angles));
+    backend->num_rows = table->num_rows;
+    struct gptoss_device_row *rows = input_at(backend, backend->rows);
+    struct gptoss_device_slot *slots = input_at(backend, backend->slots);
+    for (int64_t row = 0; row < table->num_rows; ++row) {
+        const struct gptoss_row *entry = &table->rows[row];
+        struct gptoss_cache *cache = table->caches[entry->slot];
+        rows[row] = (struct gptoss_device_row){
+            .slot = entry->slot,
+            .token = entry->token,
+            .position = (int32_t)entry->position,
+            .append = entry->position >= gptoss_vulkan_cache_end(cache),
+        };
+        slots[entry->slot] = gptoss_vulkan_cache_slot(cache);
+    }
+    if (num_angles > 0) {
+        memcpy(input_at(backend, backend->cosine), table->cosine,
+               (size_t)num_angles * sizeof(float));
+        memcpy(input_at(backend, backend->sine), table->sine, (size_t)num_angles * sizeof(float));
+    }
+    return GPTOSS_OK;
+}
+
+enum gptoss_status gptoss_vulkan_embed(struct gptoss_backend *base,
+                                       const struct gptoss_row_table *table,
+                                       const struct gptoss_embed *operation) {
+    struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
+    backend->rounded.x = 0;
+    backend->timer = GPTOSS_TIMER_embed;
+    struct gptoss_device_weight weight, positions;
+    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->embedding, false, &weight));
+    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->positions, true, &positions));
+    if (backend->is_loading)
+        return GPTOSS_OK;
+    /* What the last pass left to run still reads the table. */
+    GPTOSS_TRY(gptoss_vulkan_flush(backend));
+    GPTOSS_TRY(write_table(backend, table));
+    const struct gptoss_embed_push push = {
+        .rows = backend->rows,
+        .weight = weight.data,
+        .scales = weight.scales,
+        .positions = positions.data,
+        .result = gptoss_address_of(operation->out),
+    };
+    return gptoss_vulkan_dispatch(
+        backend, &(struct gptoss_dispatch){
+                     .key = {GPTOSS_SHADER_embed, {WORKGROUP, weight.layout, weight.num_columns}},
+                     .push = &push,
+                     .push_bytes = sizeof push,
+                     .groups = {table->num_rows, 1, 1},
+                 });
+}
+
+/* ---- norms ---- */
+
+static enum gptoss_status norm_push(struct gptoss_vulkan_backend *backend,
+                                    const struct gptoss_norm *norm, const struct gptoss_buffer *x,
+                                    const struct gptoss_buffer *out,
+                                    struct gptoss_norm_push *push) {
+    *push = (struct gptoss_norm_push){
+        .x = gptoss_address_of(x),
+        .result = gptoss_address_of(out),
+        .num_columns = (uint32_t)norm->gain->num_elements,
+        .epsilon = norm->epsilon,
+    };
+    GPTOSS_TRY(gptoss_vulkan_vector(&backend->weights, norm->gain, &push->gain));
+    return gptoss_vulkan_vector(&backend->weights, norm->bias, &push->bias);
+}
+
+static enum gptoss_status dispatch_norm(struct gptoss_vulkan_backend *backend,
+                                        const struct gptoss_norm_push *push, int64_t num_rows) {
+    return gptoss_vulkan_dispatch(backend, &(struct gptoss_dispatch){
+                                               .key = {GPTOSS_SHADER_norm, {WORKGROUP}},
+                                               .push = push,
+                                               .push_bytes = sizeof *push,
+                                               .groups = {num_rows, 1, 1},
+                                           });
+}
+
+enum gptoss_status gptoss_vulkan_settle_norm(struct gptoss_vulkan_backend *backend,
+                                             const struct gptoss_buffer *buffer) {
+    if (backend->norm_of == NULL || backend->norm_of != buffer)
+        return GPTOSS_OK;
+    backend->norm_of = NULL;
+    return dispatch_norm(backend, &backend->pending_norm, backend->num_rows);
+}
+
+/* Before products with norm(x): normalises the rows into `normed`, or leaves that to the products,
+ * which then get *push filled, and remembers it for whoever reads `normed` directly after. */
+static enum gptoss_status begin_norm(struct gptoss_vulkan_backend *backend,
+                                     const struct gptoss_norm *norm, const struct gptoss_buffer *x,
+                                     const struct gptoss_buffer *normed, int64_t num_rows,
+                                     struct gptoss_product_push *push) {
+    struct gptoss_norm_push norm_parameters;
+    GPTOSS_TRY(norm_push(backend, norm, x, normed, &norm_parameters));
+    push->x = gptoss_address_of(normed);
+    if (backend->is_loading)
+        return GPTOSS_OK;
+    backend->norm_of = NULL;
+    if (norm_parameters.bias != 0 || num_rows > MAX_SINGLE_LINES)
+        return dispatch_norm(backend, &norm_parameters, num_rows);
+    backend->norm_of = normed;
+    backend->pending_norm = norm_parameters;
+    push->x = norm_parameters.x;
+    push->gain = norm_parameters.gain;
+    push->epsilon = norm_parameters.epsilon;
+    return GPTOSS_OK;
+}
+
+/* ---- products ---- */
+
+/* Lines of x in float16, unless the operation has them already. */
+static enum gptoss_status round_lines(struct gptoss_vulkan_backend *backend,
+                                      struct gptoss_panel *panel) {
+    bool interleaves = panel->weight.layout == GPTOSS_DEVICE_MXFP4;
+    uint32_t num_columns = panel->weight.num_columns;
+    uint64_t line_bytes = (uint64_t)(num_columns + 63) / 64 * 128;
+    uint64_t first = panel->push.first_token, lines = (uint64_t)panel->num_lines;
+    struct gptoss_round_push push = {.x = panel->push.x + first * num_columns * sizeof(float)};
+    GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_ROUNDED,
+                                     lines * line_bytes + lines * sizeof(float), &push.result));
+    push.scales = push.result + lines * line_bytes;
+    panel->push.x = push.result;
+    panel->push.gain = push.scales;
+    panel->push.first_token = 0;
+    if (backend->rounded.x == push.x && backend->rounded.num_lines == panel->num_lines &&
+        backend->rounded.num_columns == num_columns && backend->rounded.interleaves == interleaves)
+        return GPTOSS_OK;
+    backend->rounded.x = push.x;
+    backend->rounded.num_lines = panel->num_lines;
+    backend->rounded.num_columns = num_columns;
+    backend->rounded.interleaves = interleaves;
+    panel->joins_previous = false;
+    return gptoss_vulkan_dispatch(
+        backend, &(struct gptoss_dispatch){
+                     .key = {GPTOSS_SHADER_round_rows, {WORKGROUP, num_columns, interleaves}},
+                     .push = &push,
+                     .push_bytes = sizeof push,
+                     .groups = {panel->num_lines, 1, 1},
+                 });
+}
+
+enum gptoss_status gptoss_vulkan_panel(struct gptoss_vulkan_backend *backend,
+                                       struct gptoss_panel *panel) {
+    bool matrices =
+        backend->is_f16 && panel->weight.fits_f16 && (panel->up.data == 0 || panel->up.fits_f16);
+    if (matrices)
+        GPTOSS_TRY(round_lines(backend, panel));
+    int64_t rows = matrices ? GPTOSS_MATRIX_ROWS : GPTOSS_TILE_ROWS;
+    return gptoss_vulkan_dispatch(
+        backend,
+        &(struct gptoss_dispatch){
+            .key = {matrices ? GPTOSS_SHADER_matrix_panel : GPTOSS_SHADER_product_panel,
+                    {WORKGROUP, panel->weight.layout, panel->weight.num_columns, panel->mode,
+                     panel->has_experts}},
+            .push = &panel->push,
+            .push_bytes = sizeof panel->push,
+            .groups = {gptoss_ceil_div(panel->push.num_outs, panel->is_pair ? rows / 2 : rows),
+                       panel->num_tiles, 1},
+            .joins_previous = panel->joins_previous,
+        });
+}
+
+/* What makes a product of a weight, beyond what its push constants say. */
+struct product {
+    const struct gptoss_weight *weight, *up; /* up: NULL but for pairs in two matrices */
+    const struct gptoss_vector *bias, *up_bias;
+    uint32_t mode;
+    bool joins_previous;
+};
+
+static enum gptoss_status dispatch_product(struct gptoss_vulkan_backend *backend,
+                                           const struct product *product, int64_t num_tokens,
+                                           struct gptoss_product_push push) {
+    struct gptoss_device_weight weight, up;
+    bool wide = product->up != NULL && product->up->dtype != product->weight->dtype;
+    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, product->weight, wide, &weight));
+    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, product->up, wide, &up));
+    GPTOSS_TRY(gptoss_vulkan_vector(&backend->weights, product->bias, &push.bias));
+    GPTOSS_TRY(gptoss_vulkan_vector(&backend->weights, product->up_bias, &push.up_bias));
+    if (backend->is_loading)
+        return GPTOSS_OK;
+    push.weight = weight.data;
+    push.scales = weight.scales;
+    push.up = up.data;
+    push.up_scales = up.scales;
+    push.num_outs = (uint32_t)product->weight->num_rows;
+    push.num_tokens = (uint32_t)num_tokens;
+    if (num_tokens > MAX_SINGLE_LINES) {
+        struct gptoss_panel panel = {
+            .weight = weight,
+            .up = up,
+            .push = push,
+            .num_lines = num_tokens,
+            .num_tiles = gptoss_ceil_div(num_tokens, GPTOSS_TILE_TOKENS),
+            .mode = product->mode,
+            .is_pair = product->mode == GPTOSS_PRODUCT_SILU,
+            .joins_previous = product->joins_previous,
+        };
+        return gptoss_vulkan_panel(backend, &panel);
+    }
+    int64_t rows = WORKGROUP / backend->device.subgroup_size * ROWS;
+    return gptoss_vulkan_dispatch(
+        backend, &(struct gptoss_dispatch){
+                     .key = {GPTOSS_SHADER_product_rows,
+                             {WORKGROUP, weight.layout, weight.num_columns, product->mode, ROWS,
+                              push.gain != 0}},
+                     .push = &push,
+                     .push_bytes = sizeof push,
+                     .groups = {gptoss_ceil_div(push.num_outs, rows), num_tokens, 1},
+                     .joins_previous = product->joins_previous,
+                 });
+}
+
+enum gptoss_status gptoss_vulkan_norm_linear(struct gptoss_backend *base,
+                                             const struct gptoss_row_table *table,
+                                             const struct gptoss_norm_linear *operation) {
+    struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
+    backend->rounded.x = 0;
+    backend->timer = GPTOSS_TIMER_norm_linear;
+    struct gptoss_product_push push = {0};
+    GPTOSS_TRY(begin_norm(backend, &operation->norm, operation->x, operation->normed,
+                          table->num_rows, &push));
+    for (int32_t i = 0; i < operation->num_outs; ++i) {
+        push.result = gptoss_address_of(operation->outs[i]);
+        const struct product product = {
+            .weight = operation->weights[i],
+            .bias = operation->biases[i],
+            .mode = GPTOSS_PRODUCT_STORE,
+            .joins_previous = i > 0,
+        };
+        GPTOSS_TRY(dispatch_product(backend, &product, table->num_rows, push));
+    }
+    return GPTOSS_OK;
+}
+
+enum gptoss_status gptoss_vulkan_linear_residual(struct gptoss_backend *base,
+                                                 const struct gptoss_row_table *table,
+                                                 const struct gptoss_linear_residual *operation) {
+    struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
+    backend->rounded.x = 0;
+    backend->timer = GPTOSS_TIMER_linear_residual;
+    backend->norm_of = NULL;
+    const struct product product = {
+        .weight = operation->weight,
+        .bias = operation->bias,
+        .mode = GPTOSS_PRODUCT_RESIDUAL,
+    };
+    const struct gptoss_product_push push = {
+        .x = gptoss_address_of(operation->x),
+        .result = gptoss_address_of(operation->out),
+        .extra = gptoss_address_of(operation->residual),
+    };
+    return dispatch_product(backend, &product, table->num_rows, push);
+}
+
+enum gptoss_status gptoss_vulkan_mlp_up(struct gptoss_backend *base,
+                                        const struct gptoss_row_table *table,
+                                        const struct gptoss_mlp_up *operation) {
+    struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
+    backend->rounded.x = 0;
+    backend->timer = GPTOSS_TIMER_mlp_up;
+    struct gptoss_product_push push = {0};
+    GPTOSS_TRY(begin_norm(backend, &operation->norm, operation->x, operation->normed,
+                          table->num_rows, &push));
+    push.result = gptoss_address_of(operation->out);
+    const struct product product = {
+        .weight = operation->weight,
+        .up = operation->up,
+        .bias = operation->bias,
+        .up_bias = operation->up_bias,
+        .mode = operation->up != NULL ? GPTOSS_PRODUCT_SILU : GPTOSS_PRODUCT_GELU,
+    };
+    return dispatch_product(backend, &product, table->num_rows, push);
+}
+
+/* ---- logits ---- */
+
+/* Logits of rows of `normed`, and their way to the host. */
+static enum gptoss_status read_logits(struct gptoss_vulkan_backend *backend,
+                                      const struct gptoss_unembed *operation, int64_t first,
+                                      int64_t num_rows, struct gptoss_product_push push) {
+    uint64_t row_bytes = (uint64_t)operation->weight->num_rows * sizeof(float);
+    uint64_t num_bytes = (uint64_t)num_rows * row_bytes;
+    GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_LOGITS, num_bytes, &push.result));
+    GPTOSS_TRY(gptoss_vulkan_reserve_readback(backend, num_bytes));
+    const struct product product = {.weight = operation->weight, .mode = GPTOSS_PRODUCT_STORE};
+    push.first_token += (uint32_t)first;
+    GPTOSS_TRY(dispatch_product(backend, &product, num_rows, push));
+    GPTOSS_TRY(gptoss_vulkan_list_copy(&backend->queue, &backend->scratch[GPTOSS_SCRATCH_LOGITS], 0,
+                                       &backend->readback, 0, num_bytes, false));
+    GPTOSS_TRY(gptoss_vulkan_flush(backend));
+    memcpy(operation->logits + first * operation->weight->num_rows, backend->readback.host,
+           num_bytes);
+    return GPTOSS_OK;
+}
+
+enum gptoss_status gptoss_vulkan_unembed(struct gptoss_backend *base,
+                                         const struct gptoss_row_table *table,
+                                         const struct gptoss_unembed *operation) {
+    (void)table;
+    struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
+    backend->rounded.x = 0;
+    backend->timer = GPTOSS_TIMER_unembed;
+    struct gptoss_norm_push norm;
+    GPTOSS_TRY(norm_push(backend, &operation->norm, operation->x, operation->normed, &norm));
+    if (backend->is_loading) {
+        struct gptoss_device_weight weight;
+        return gptoss_vulkan_weight(&backend->weights, operation->weight, false, &weight);
+    }
+    backend->norm_of = NULL;
+    struct gptoss_product_push push = {.x = norm.result};
+    if (operation->num_rows == 1 && norm.bias == 0 && operation->weight != NULL) {
+        push.x = norm.x;
+        push.gain = norm.gain;
+        push.epsilon = norm.epsilon;
+        push.first_token =
+            (uint32_t)(operation->rows != NULL ? operation->rows[0] : operation->first_row);
+        return read_logits(backend, operation, 0, 1, push);
+    }
+    norm.first = (uint32_t)operation->first_row;
+    if (operation->rows != NULL) {
+        GPTOSS_TRY(gptoss_vulkan_flush(backend)); /* an earlier list may be in use */
+        uint32_t *list = input_at(backend, backend->list);
+        for (int64_t i = 0; i < operation->num_rows; ++i)
+            list[i] = (uint32_t)operation->rows[i];
+        norm.list = backend->list;
+    }
+    GPTOSS_TRY(dispatch_norm(backend, &norm, operation->num_rows));
+    if (operation->weight == NULL)
+        return GPTOSS_OK;
+    for (int64_t first = 0; first < operation->num_rows; first += MAX_LOGITS_ROWS) {
+        int64_t left = operation->num_rows - first;
+        GPTOSS_TRY(read_logits(backend, operation, first,
+                               left < MAX_LOGITS_ROWS ? left : MAX_LOGITS_ROWS, push));
+    }
+    return GPTOSS_OK;
+}

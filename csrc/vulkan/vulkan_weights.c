@@ -1,0 +1,386 @@
+#include "vulkan/vulkan_weights.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "numeric/block_formats.h"
+#include "platform/allocator.h"
+#include "status.h"
+#include "vulkan/shaders/push_constants.h"
+
+#define ALIGNMENT 256u
+#define BLOCK_BYTES (UINT64_C(1) << 30)
+#define STAGING_BYTES (UINT64_C(32) << 20) /* each of two */
+#define PIECE_ROWS 64                      /* of a task that fills them */
+/* Bits of 2^-8 and 2^14: in between float16 keeps what matters of a weight. */
+#define MIN_F16_LARGEST 0x3B800000u
+#define MAX_F16_LARGEST 0x46800000u
+
+struct gptoss_weight_entry {
+    struct gptoss_weight weight; /* of a vector: one matrix of num_vectors rows */
+    bool used, wide;
+    uint32_t layout;
+    _Atomic uint32_t largest; /* the bits of its largest magnitude as float32 */
+    uint64_t row_bytes, scale_row_bytes, num_rows; /* on the device */
+    uint64_t scales_offset;                        /* behind data */
+    uint64_t num_bytes, address;
+    size_t block;
+    uint64_t block_offset;
+};
+
+/* ---- the table ---- */
+
+static bool is_same(const struct gptoss_weight_entry *entry, const struct gptoss_weight *weight,
+                    bool wide) {
+    const struct gptoss_weight *other = &entry->weight;
+    return other->data == weight->data && other->num_rows == weight->num_rows &&
+           other->num_columns == weight->num_columns && other->transposed == weight->transposed &&
+           other->num_matrices == weight->num_matrices && entry->wide == wide;
+}
+
+static size_t slot_of(const struct gptoss_vulkan_weights *weights,
+                      const struct gptoss_weight *weight, bool wide) {
+    uint64_t hash = ((uint64_t)(uintptr_t)weight->data ^ (uint64_t)weight->num_rows << 40) *
+                    0x9E3779B97F4A7C15u;
+    size_t slot = (size_t)(hash >> 20) & (weights->capacity - 1);
+    while (weights->entries[slot].used && !is_same(&weights->entries[slot], weight, wide))
+        slot = (slot + 1) & (weights->capacity - 1);
+    return slot;
+}
+
+static enum gptoss_status grow(struct gptoss_vulkan_weights *weights) {
+    if (2 * (weights->count + 1) <= weights->capacity)
+        return GPTOSS_OK;
+    struct gptoss_vulkan_weights larger = *weights;
+    larger.capacity = weights->capacity > 0 ? 2 * weights->capacity : 64;
+    larger.entries = gptoss_allocate(larger.capacity, sizeof *larger.entries);
+    if (larger.entries == NULL)
+        return GPTOSS_ERROR_MEMORY;
+    for (size_t i = 0; i < weights->capacity; ++i) {
+        const struct gptoss_weight_entry *entry = &weights->entries[i];
+        if (entry->used)
+            larger.entries[slot_of(&larger, &entry->weight, entry->wide)] = *entry;
+    }
+    gptoss_free(weights->entries);
+    *weights = larger;
+    return GPTOSS_OK;
+}
+
+static uint64_t align(uint64_t num_bytes) {
+    return (num_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+/* The layout on the device, and its sizes. Formats without a layout of their own become float32. */
+static void lay_out(struct gptoss_weight_entry *entry) {
+    const struct gptoss_weight *weight = &entry->weight;
+    uint64_t blocks = (uint64_t)(weight->num_columns + 31) / 32;
+    entry->num_rows = (uint64_t)weight->num_matrices * (uint64_t)weight->num_rows;
+    enum gptoss_dtype dtype = entry->wide ? GPTOSS_DTYPE_F32 : weight->dtype;
+    switch (dtype) {
+    case GPTOSS_DTYPE_F16:
+    case GPTOSS_DTYPE_BF16:
+        entry->layout = dtype == GPTOSS_DTYPE_F16 ? GPTOSS_DEVICE_F16 : GPTOSS_DEVICE_BF16;
+        entry->row_bytes = blocks * 64;
+        break;
+    case GPTOSS_DTYPE_MXFP4:
+    case GPTOSS_DTYPE_MXFP4_GGUF:
+        entry->layout = GPTOSS_DEVICE_MXFP4;
+        entry->row_bytes = blocks * 16;
+        entry->scale_row_bytes = blocks;
+        break;
+    case GPTOSS_DTYPE_Q8_0:
+        entry->layout = GPTOSS_DEVICE_Q8;
+        entry->row_bytes = blocks * 32;
+        entry->scale_row_bytes = blocks * 2;
+        break;
+    default: entry->layout = GPTOSS_DEVICE_F32; entry->row_bytes = blocks * 128;
+    }
+    entry->scales_offset = align(entry->num_rows * entry->row_bytes);
+    entry->num_bytes = entry->scales_offset + align(entry->num_rows * entry->scale_row_bytes);
+}
+
+enum gptoss_status gptoss_vulkan_weight(struct gptoss_vulkan_weights *weights,
+                                        const struct gptoss_weight *weight, bool wide,
+                                        struct gptoss_device_weight *out) {
+    *out = (struct gptoss_device_weight){0};
+    if (weight == NULL || weight->data == NULL)
+        return GPTOSS_OK;
+    GPTOSS_TRY(grow(weights));
+    struct gptoss_weight_entry *entry = &weights->entries[slot_of(weights, weight, wide)];
+    if (!entry->used) {
+        *entry = (struct gptoss_weight_entry){.weight = *weight, .used = true, .wide = wide};
+        lay_out(entry);
+        ++weights->count;
+        weights->num_bytes += entry->num_bytes;
+    }
+    *out = (struct gptoss_device_weight){
+        .data = entry->address,
+        .scales = entry->scale_row_bytes > 0 ? entry->address + entry->scales_offset : 0,
+        .layout = entry->layout,
+        .num_columns = (uint32_t)weight->num_columns,
+        .fits_f16 = entry->largest >= MIN_F16_LARGEST && entry->largest < MAX_F16_LARGEST,
+    };
+    return GPTOSS_OK;
+}
+
+enum gptoss_status gptoss_vulkan_vector(struct gptoss_vulkan_weights *weights,
+                                        const struct gptoss_vector *vector, uint64_t *address_out) {
+    *address_out = 0;
+    if (vector == NULL || vector->data == NULL)
+        return GPTOSS_OK;
+    /* One row, so that no padding comes between vectors. */
+    int64_t num_elements = vector->num_vectors * vector->num_elements;
+    const struct gptoss_weight row = {
+        .dtype = vector->dtype,
+        .num_matrices = 1,
+        .num_rows = 1,
+        .num_columns = num_elements,
+        .data = vector->data,
+    };
+    struct gptoss_device_weight weight;
+    GPTOSS_TRY(gptoss_vulkan_weight(weights, &row, true, &weight));
+    *address_out = weight.data;
+    return GPTOSS_OK;
+}
+
+/* ---- what goes to the device ---- */
+
+/* Blocks of GGUF: byte j holds elements j and j + 16; on the device 2 j and 2 j + 1. */
+static void order_nibbles(const uint8_t *block, uint8_t *out) {
+    for (int j = 0; j < 8; ++j) {
+        uint8_t a = block[2 * j], b = block[2 * j + 1];
+        out[j] = (uint8_t)((a & 15) | (b & 15) << 4);
+        out[8 + j] = (uint8_t)(a >> 4 | (b & 0xF0));
+    }
+}
+
+static void fill_blocks(const struct gptoss_weight *weight, const uint8_t *row, uint8_t *codes,
+                        uint8_t *scales) {
+    bool is_mxfp4 = weight->dtype == GPTOSS_DTYPE_MXFP4_GGUF;
+    for (int64_t block = 0; block < weight->num_columns / 32; ++block) {
+        if (is_mxfp4) {
+            scales[block] = row[block * 17];
+            order_nibbles(row + block * 17 + 1, codes + block * 16);
+        } else {
+            memcpy(scales + block * 2, row + block * 34, 2);
+            memcpy(codes + block * 32, row + block * 34 + 2, 32);
+        }
+    }
+}
+
+/* A column of a matrix stored [inputs][outputs], element by element. */
+static void gather(const struct gptoss_weight *weight, int64_t row, uint64_t element,
+                   uint8_t *out) {
+    uint64_t line = (uint64_t)(weight->num_stored > 0 ? weight->num_stored : weight->num_rows);
+    for (int64_t column = 0; column < weight->num_columns; ++column)
+        memcpy(out + (uint64_t)column * element,
+               weight->data + ((uint64_t)column * line + (uint64_t)row) * element, element);
+}
+
+static void fill_row(const struct gptoss_weight_entry *entry, uint64_t index, uint8_t *codes,
+                     uint8_t *scales) {
+    const struct gptoss_weight *weight = &entry->weight;
+    int64_t matrix = (int64_t)(index / (uint64_t)weight->num_rows);
+    int64_t row = (int64_t)(index % (uint64_t)weight->num_rows);
+    uint64_t columns = (uint64_t)weight->num_columns;
+    uint64_t from_bytes = gptoss_dtype_row_bytes(weight->dtype, columns);
+    const uint8_t *from =
+        weight->data + (uint64_t)matrix * weight->matrix_bytes + (uint64_t)row * from_bytes;
+    const uint8_t *from_scales = NULL;
+    if (weight->dtype == GPTOSS_DTYPE_MXFP4)
+        from_scales = weight->scales + (uint64_t)matrix * weight->scale_matrix_bytes +
+                      (uint64_t)row * columns / 32;
+    if (weight->dtype == GPTOSS_DTYPE_Q8_0 || weight->dtype == GPTOSS_DTYPE_MXFP4_GGUF) {
+        if (!entry->wide) {
+            fill_blocks(weight, from, codes, scales);
+            return;
+        }
+    }
+    memset(codes, 0, entry->row_bytes);
+    if (weight->transposed) {
+        gather(weight, row, gptoss_dtype_bytes(weight->dtype), codes);
+    } else if (entry->layout == GPTOSS_DEVICE_F32 && weight->dtype != GPTOSS_DTYPE_F32) {
+        gptoss_decode_row(weight->dtype, from, from_scales, columns, (float *)codes);
+    } else {
+        memcpy(codes, from, from_bytes);
+        if (entry->scale_row_bytes > 0)
+            memcpy(scales, from_scales, entry->scale_row_bytes);
+    }
+}
+
+/* An upper bound, within a factor of 8, of the magnitudes in a row, as float32. */
+static float largest_of(const struct gptoss_weight_entry *entry, const uint8_t *codes,
+                        const uint8_t *scales) {
+    float largest = 0, value;
+    uint32_t bits = 0;
+    switch (entry->layout) {
+    case GPTOSS_DEVICE_MXFP4:
+        for (uint64_t i = 0; i < entry->scale_row_bytes; ++i)
+            bits = scales[i] > bits ? scales[i] : bits;
+        return 4 * gptoss_float_from_e8m0((uint8_t)bits);
+    case GPTOSS_DEVICE_Q8:
+        for (uint64_t i = 0; i < entry->scale_row_bytes; i += 2) {
+            value = fabsf(gptoss_load_f16(scales + i));
+            largest = value > largest ? value : largest;
+        }
+        return 127 * largest;
+    case GPTOSS_DEVICE_F32:
+        for (uint64_t i = 0; i < entry->row_bytes / 4; ++i) {
+            value = fabsf(((const float *)codes)[i]);
+            largest = value > largest ? value : largest;
+        }
+        return largest;
+    default:
+        for (uint64_t i = 0; i < entry->row_bytes / 2; ++i) {
+            uint32_t magnitude = ((const uint16_t *)codes)[i] & 0x7FFFu;
+            bits = magnitude > bits ? magnitude : bits;
+        }
+        return entry->layout == GPTOSS_DEVICE_F16 ? gptoss_float_from_f16((uint16_t)bits)
+                                                  : gptoss_float_from_bf16((uint16_t)bits);
+    }
+}
+
+/* ---- loading ---- */
+
+struct fill {
+    struct gptoss_weight_entry *entry;
+    uint64_t first_row, num_rows;
+    uint8_t *codes, *scales;
+};
+
+static void fill_task(void *context, int64_t task, int thread) {
+    (void)thread;
+    const struct fill *fill = context;
+    uint64_t begin = (uint64_t)task * PIECE_ROWS, end = begin + PIECE_ROWS;
+    uint32_t largest = 0;
+    for (uint64_t row = begin; row < end && row < fill->num_rows; ++row) {
+        uint8_t *codes = fill->codes + row * fill->entry->row_bytes;
+        uint8_t *scales = fill->scales + row * fill->entry->scale_row_bytes;
+        fill_row(fill->entry, fill->first_row + row, codes, scales);
+        uint32_t bits = gptoss_bits_from_float(largest_of(fill->entry, codes, scales));
+        largest = bits > largest ? bits : largest; /* NaN is above all */
+    }
+    uint32_t known = atomic_load(&fill->entry->largest);
+    while (largest > known && !atomic_compare_exchange_weak(&fill->entry->largest, &known, largest))
+        continue;
+}
+
+static enum gptoss_status
+load_entry(struct gptoss_vulkan_weights *weights, struct gptoss_weight_entry *entry,
+           struct gptoss_vulkan_queue *queue, struct gptoss_thread_pool *pool,
+           const struct gptoss_vulkan_memory staging[2], int *half, struct gptoss_error *error) {
+    const struct gptoss_vulkan_memory *to = &weights->blocks[entry->block];
+    uint64_t one = entry->row_bytes + entry->scale_row_bytes;
+    uint64_t most = (STAGING_BYTES - 16) / one;
+    if (most == 0)
+        return gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
+                                "a row of a weight is larger than the staging buffer");
+    for (uint64_t row = 0; row < entry->num_rows; row += most, *half ^= 1) {
+        uint64_t left = entry->num_rows - row, count = left < most ? left : most;
+        uint64_t codes_bytes = count * entry->row_bytes;
+        struct fill fill = {entry, row, count, staging[*half].host,
+                            (uint8_t *)staging[*half].host + codes_bytes};
+        gptoss_thread_pool_run(pool, fill_task, &fill,
+                               (int64_t)((count + PIECE_ROWS - 1) / PIECE_ROWS), NULL, NULL);
+        GPTOSS_TRY(gptoss_vulkan_list_copy(queue, &staging[*half], 0, to,
+                                           entry->block_offset + row * entry->row_bytes,
+                                           codes_bytes, false));
+        if (entry->scale_row_bytes > 0)
+            GPTOSS_TRY(gptoss_vulkan_list_copy(queue, &staging[*half], codes_bytes, to,
+                                               entry->block_offset + entry->scales_offset +
+                                                   row * entry->scale_row_bytes,
+                                               count * entry->scale_row_bytes, true));
+        GPTOSS_TRY(gptoss_vulkan_start(queue, false, error)); /* waits for the other half's */
+    }
+    return GPTOSS_OK;
+}
+
+/* Places entries into blocks of memory, which are made full one after another. */
+static enum gptoss_status allocate(struct gptoss_vulkan_weights *weights,
+                                   const struct gptoss_vulkan_device *device,
+                                   struct gptoss_error *error) {
+    uint64_t block_bytes =
+        device->max_allocation_bytes < BLOCK_BYTES ? device->max_allocation_bytes : BLOCK_BYTES;
+    weights->blocks = gptoss_allocate(weights->count, sizeof *weights->blocks);
+    if (weights->blocks == NULL)
+        return gptoss_error_memory(error, weights->count * sizeof *weights->blocks, "weights");
+    uint64_t used = 0, *sizes = gptoss_allocate(weights->count, sizeof *sizes);
+    if (sizes == NULL)
+        return gptoss_error_memory(error, weights->count * sizeof *sizes, "weights");
+    size_t num_blocks = 0;
+    for (size_t i = 0; i < weights->capacity; ++i) {
+        struct gptoss_weight_entry *entry = &weights->entries[i];
+        if (!entry->used)
+            continue;
+        if (num_blocks == 0 || used + entry->num_bytes > block_bytes) {
+            ++num_blocks;
+            used = 0;
+        }
+        entry->block = num_blocks - 1;
+        entry->block_offset = used;
+        used += entry->num_bytes;
+        sizes[entry->block] = used;
+    }
+    enum gptoss_status status = GPTOSS_OK;
+    for (size_t i = 0; i < num_blocks && status == GPTOSS_OK; ++i) {
+        status = gptoss_vulkan_memory_create(device, GPTOSS_VULKAN_DEVICE, sizes[i], "weights",
+                                             &weights->blocks[i], error);
+        weights->num_blocks += status == GPTOSS_OK;
+    }
+    gptoss_free(sizes);
+    for (size_t i = 0; i < weights->capacity && status == GPTOSS_OK; ++i) {
+        struct gptoss_weight_entry *entry = &weights->entries[i];
+        if (entry->used)
+            entry->address = weights->blocks[entry->block].address + entry->block_offset;
+    }
+    return status;
+}
+
+static enum gptoss_status load_all(struct gptoss_vulkan_weights *weights,
+                                   struct gptoss_vulkan_queue *queue,
+                                   struct gptoss_thread_pool *pool,
+                                   const struct gptoss_vulkan_memory staging[2],
+                                   gptoss_poll_fn poll, void *user, struct gptoss_error *error) {
+    uint64_t done = 0;
+    int half = 0;
+    for (size_t i = 0; i < weights->capacity; ++i) {
+        struct gptoss_weight_entry *entry = &weights->entries[i];
+        if (!entry->used)
+            continue;
+        GPTOSS_TRY(load_entry(weights, entry, queue, pool, staging, &half, error));
+        done += entry->num_bytes;
+        if (poll != NULL && poll(user, done, weights->num_bytes) != 0)
+            return gptoss_error_set(error, GPTOSS_ERROR_INTERRUPTED, "interrupted while loading");
+    }
+    return GPTOSS_OK;
+}
+
+enum gptoss_status gptoss_vulkan_weights_load(struct gptoss_vulkan_weights *weights,
+                                              struct gptoss_vulkan_queue *queue,
+                                              struct gptoss_thread_pool *pool, gptoss_poll_fn poll,
+                                              void *user, struct gptoss_error *error) {
+    const struct gptoss_vulkan_device *device = queue->device;
+    struct gptoss_vulkan_memory staging[2] = {{0}};
+    enum gptoss_status status = allocate(weights, device, error);
+    for (int i = 0; i < 2 && status == GPTOSS_OK; ++i)
+        status = gptoss_vulkan_memory_create(device, GPTOSS_VULKAN_READBACK, STAGING_BYTES,
+                                             "staging", &staging[i], error);
+    if (status == GPTOSS_OK)
+        status = load_all(weights, queue, pool, staging, poll, user, error);
+    enum gptoss_status end =
+        gptoss_vulkan_wait(queue, NULL, NULL, status == GPTOSS_OK ? error : NULL);
+    gptoss_vulkan_forget(queue);
+    for (int i = 0; i < 2; ++i)
+        gptoss_vulkan_memory_release(device, &staging[i]);
+    return status != GPTOSS_OK ? status : end;
+}
+
+void gptoss_vulkan_weights_release(struct gptoss_vulkan_weights *weights,
+                                   const struct gptoss_vulkan_device *device) {
+    for (size_t i = 0; i < weights->num_blocks; ++i)
+        gptoss_vulkan_memory_release(device, &weights->blocks[i]);
+    gptoss_free(weights->blocks);
+    gptoss_free(weights->entries);
+    *weights = (struct gptoss_vulkan_weights){0};
+}
