@@ -30,7 +30,8 @@ class BuildCore(build_ext):
         python = [f"-I{path}" for path in self.include_dirs]
         if LIMITED_API:
             python.append("-DPy_LIMITED_API=0x030B0000")
-        build_plan.require_headers(compiler, ["cjson/cJSON.h", "vulkan/vulkan_core.h", "Python.h"], [*flags, *python])
+        headers = ["cjson/cJSON.h", "vulkan/vulkan_core.h", "Python.h"]
+        build_plan.require_headers(compiler, headers, [*flags, *python])
         jobs = self.parallel
         objects = build_plan.compile_engine(
             compiler, flags, sanitizers, plain_kernels=sanitizers != "", jobs=jobs
