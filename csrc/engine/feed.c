@@ -77,7 +77,14 @@ void gptoss_fill_rows(struct gptoss_row *rows, int32_t slot, const int32_t *toke
 
 enum gptoss_status gptoss_check_logits(const float *logits, int64_t vocab_size,
                                        struct gptoss_error *error) {
-    for (int64_t i = 0; i < vocab_size; ++i) {
+    int64_t first = 0, end = 0;
+    for (bool found = false; !found && end < vocab_size;) { /* blocks, which vectorise */
+        first = end;
+        end = first + 1024 < vocab_size ? first + 1024 : vocab_size;
+        for (int64_t i = first; i < end; ++i)
+            found |= isnan(logits[i]);
+    }
+    for (int64_t i = first; i < end; ++i) {
         if (!isnan(logits[i]))
             continue;
         return gptoss_error_set(

@@ -7,6 +7,7 @@
 
 #define GPTOSS_FOR_SHADERS(X)                                                                      \
     X(attention)                                                                                   \
+    X(attention_panel)                                                                             \
     X(embed)                                                                                       \
     X(expert_down_rows)                                                                            \
     X(expert_sum)                                                                                  \

@@ -3,11 +3,15 @@
 #include "vulkan/vulkan_backend.h"
 
 #define ROPE_WORKGROUP 64
-#define WORKGROUP 128
+#define WORKGROUP 256
 /* Elements of queries, and of keys, in shared memory. */
 #define MAX_QUERY_ELEMENTS 2048
-#define MAX_KEY_ELEMENTS 2048
-#define MAX_KEYS 32
+#define MAX_KEY_ELEMENTS 4096
+#define MAX_KEYS 64
+/* On cooperative matrices: lines of queries of a workgroup, and the largest head. */
+#define PANEL_WORKGROUP 128
+#define PANEL_LINES 64
+#define MAX_PANEL_HEAD_DIM 128
 /* Rows up to which the parts of a context go to workgroups of their own. */
 #define MAX_SPLIT_ROWS 32
 
@@ -64,6 +68,20 @@ static int64_t count_parts(const struct gptoss_vulkan_backend *backend, int32_t 
     return count;
 }
 
+static enum gptoss_status attend_panel(struct gptoss_vulkan_backend *backend,
+                                       struct gptoss_attention_push *push, int64_t num_rows,
+                                       uint32_t head_dim, uint32_t group) {
+    push->num_rows = (uint32_t)num_rows;
+    return gptoss_vulkan_dispatch(
+        backend,
+        &(struct gptoss_dispatch){
+            .key = {GPTOSS_SHADER_attention_panel, {PANEL_WORKGROUP, head_dim, group}},
+            .push = push,
+            .push_bytes = sizeof *push,
+            .groups = {gptoss_ceil_div(num_rows, PANEL_LINES / group), push->num_kv_heads, 1},
+        });
+}
+
 enum gptoss_status gptoss_vulkan_attention(struct gptoss_backend *base,
                                            const struct gptoss_row_table *table,
                                            const struct gptoss_attention *operation) {
@@ -95,6 +113,9 @@ enum gptoss_status gptoss_vulkan_attention(struct gptoss_backend *base,
         .window = (uint32_t)operation->window,
         .scale = operation->scale,
     };
+    if (backend->is_f16 && backend->is_one_run && table->num_rows > MAX_SPLIT_ROWS &&
+        head_dim % 16 == 0 && head_dim <= MAX_PANEL_HEAD_DIM && group <= PANEL_LINES)
+        return attend_panel(backend, &push, table->num_rows, head_dim, group);
     bool split = table->num_rows <= MAX_SPLIT_ROWS;
     int64_t num_parts = split ? count_parts(backend, operation->window) : 1;
     split = split && num_parts > 1;

@@ -66,6 +66,7 @@ struct gptoss_vulkan_backend {
     uint64_t rows, slots, cosine, sine, list; /* addresses in it */
     int64_t num_rows;                         /* of the pass */
     int64_t end_position;                     /* the largest of the pass, plus one */
+    bool is_one_run; /* whether its rows follow each other in one cache of float16 */
 
     struct gptoss_vulkan_memory scratch[GPTOSS_NUM_SCRATCHES];
     struct gptoss_vulkan_memory readback;
@@ -109,6 +110,16 @@ enum gptoss_status gptoss_vulkan_mlp_up(struct gptoss_backend *, const struct gp
                                         const struct gptoss_mlp_up *);
 enum gptoss_status gptoss_vulkan_unembed(struct gptoss_backend *, const struct gptoss_row_table *,
                                          const struct gptoss_unembed *);
+/* Lists a product of a few lines with a weight. push: complete. */
+struct gptoss_rows_product {
+    struct gptoss_device_weight weight;
+    struct gptoss_product_push push;
+    uint32_t mode;
+    int64_t num_lines;
+    bool joins_previous;
+};
+enum gptoss_status gptoss_vulkan_rows(struct gptoss_vulkan_backend *backend,
+                                      const struct gptoss_rows_product *product);
 /* Lists a product of many lines with a weight: on cooperative matrices where the precision, and the
  * range of the weight, allow. push is complete but for x's lines in float16. num_lines: of x;
  * tiles: of tokens; pairs: of rows; mode and experts: constants of the shaders. */

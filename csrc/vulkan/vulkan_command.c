@@ -3,9 +3,11 @@
 #include <string.h>
 
 #include "platform/allocator.h"
+#include "platform/clock.h"
 #include "status.h"
 
 #define WAIT_NANOSECONDS 10000000u
+#define SPIN_NANOSECONDS 5000000u
 #define MAX_TIMED_COMMANDS 4096
 
 enum gptoss_status gptoss_vulkan_queue_open(const struct gptoss_vulkan_device *device,
@@ -285,10 +287,22 @@ static void add_timings(struct gptoss_vulkan_queue *queue) {
     gptoss_free(times);
 }
 
+/* Looks for the fence again and again for as long as a token may take: sleeping costs some tens of
+ * microseconds. Not where the processor is the device. */
+static void spin(const struct gptoss_vulkan_device *device, VkFence fence) {
+    uint64_t start = gptoss_clock_nanoseconds();
+    while (!device->is_software &&
+           device->run.GetFenceStatus(device->handle, fence) == VK_NOT_READY &&
+           gptoss_clock_nanoseconds() - start < SPIN_NANOSECONDS)
+        continue;
+}
+
 enum gptoss_status gptoss_vulkan_wait(struct gptoss_vulkan_queue *queue, bool (*stop)(void *user),
                                       void *user, struct gptoss_error *error) {
     const struct gptoss_vulkan_device *device = queue->device;
     bool stopped = false;
+    if (queue->is_running)
+        spin(device, queue->fence);
     while (queue->is_running) {
         VkResult result =
             device->run.WaitForFences(device->handle, 1, &queue->fence, VK_TRUE, WAIT_NANOSECONDS);

@@ -98,22 +98,31 @@ static enum gptoss_status read_properties(struct gptoss_vulkan_device *device,
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
     VkPhysicalDeviceSubgroupProperties subgroup = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES, .pNext = &maintenance};
+    VkPhysicalDeviceFloatControlsProperties floats = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FLOAT_CONTROLS_PROPERTIES, .pNext = &subgroup};
     VkPhysicalDeviceProperties2 properties = {
-        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &subgroup};
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &floats};
     device->loader.GetPhysicalDeviceProperties2(device->physical, &properties);
     const VkPhysicalDeviceLimits *limits = &properties.properties.limits;
     memcpy(device->name, properties.properties.deviceName, sizeof device->name);
     device->max_allocation_bytes = maintenance.maxMemoryAllocationSize;
+    device->is_software = properties.properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
     device->subgroup_size = subgroup.subgroupSize;
+    const VkSubgroupFeatureFlags shuffles =
+        VK_SUBGROUP_FEATURE_SHUFFLE_BIT | VK_SUBGROUP_FEATURE_VOTE_BIT;
+    device->has_shuffles = (subgroup.supportedOperations & shuffles) == shuffles;
+    device->keeps_subnormal_halves = floats.shaderDenormPreserveFloat16;
     device->max_workgroup = limits->maxComputeWorkGroupInvocations;
     device->max_shared_bytes = limits->maxComputeSharedMemorySize;
     device->max_groups = limits->maxComputeWorkGroupCount[1];
     device->timestamp_nanoseconds = limits->timestampPeriod;
     if (properties.properties.apiVersion < VK_API_VERSION_1_2)
         return lacks(device, "Vulkan 1.2", error);
-    if (!(subgroup.supportedOperations & VK_SUBGROUP_FEATURE_ARITHMETIC_BIT) ||
+    const VkSubgroupFeatureFlags needed =
+        VK_SUBGROUP_FEATURE_ARITHMETIC_BIT | VK_SUBGROUP_FEATURE_BALLOT_BIT;
+    if ((subgroup.supportedOperations & needed) != needed ||
         !(subgroup.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT))
-        return lacks(device, "sums over subgroups in compute shaders", error);
+        return lacks(device, "sums and ballots over subgroups in compute shaders", error);
     if (device->max_workgroup < 256 || device->max_shared_bytes < 32768)
         return lacks(device, "workgroups of 256 with 32 KiB of shared memory", error);
 
@@ -173,10 +182,11 @@ static bool has_matrix_shape(const struct gptoss_vulkan_device *device) {
 }
 
 /* Cooperative matrices, and what the shaders that use them need besides. */
-static bool find_matrices(struct gptoss_vulkan_device *device) {
+static bool find_matrices(const struct gptoss_vulkan_device *device) {
     if (!has_extension(device, VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME) ||
         device->loader.GetPhysicalDeviceCooperativeMatrixPropertiesKHR == NULL ||
-        device->subgroup_size != 32 || device->max_shared_bytes < 48 * 1024)
+        !device->keeps_subnormal_halves || !device->has_shuffles || device->subgroup_size != 32 ||
+        device->max_shared_bytes < 48 * 1024)
         return false;
     VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrices = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR};
@@ -185,13 +195,8 @@ static bool find_matrices(struct gptoss_vulkan_device *device) {
     VkPhysicalDeviceFeatures2 features = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2,
                                           .pNext = &features12};
     device->loader.GetPhysicalDeviceFeatures2(device->physical, &features);
-    VkPhysicalDeviceVulkan12Properties properties12 = {
-        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_PROPERTIES};
-    VkPhysicalDeviceProperties2 properties = {
-        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &properties12};
-    device->loader.GetPhysicalDeviceProperties2(device->physical, &properties);
     return matrices.cooperativeMatrix && features12.shaderFloat16 && features12.vulkanMemoryModel &&
-           properties12.shaderDenormPreserveFloat16 && has_matrix_shape(device);
+           has_matrix_shape(device);
 }
 
 static enum gptoss_status create_device(struct gptoss_vulkan_device *device,

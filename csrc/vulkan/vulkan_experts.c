@@ -4,7 +4,8 @@
 
 /* Tokens up to which each chosen expert is multiplied for each by itself. */
 #define MAX_SINGLE_TOKENS 8
-#define ROWS 2
+#define DOWN_ROWS 4
+#define DOWN_WORKGROUP 128
 #define WORKGROUP 256
 #define MAX_DEVICE_EXPERTS 1024 /* what shared memory of route and group holds */
 
@@ -38,13 +39,15 @@ enum gptoss_status gptoss_vulkan_route(struct gptoss_backend *base,
     backend->norm_of = NULL;
     push.weight = weight.data;
     push.scales = weight.scales;
+    GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_COUNTERS,
+                                     (uint64_t)table->num_rows * sizeof(uint32_t), &push.counters));
     return gptoss_vulkan_dispatch(
         backend, &(struct gptoss_dispatch){
                      .key = {GPTOSS_SHADER_route,
                              {WORKGROUP, weight.layout, weight.num_columns, push.num_experts}},
                      .push = &push,
                      .push_bytes = sizeof push,
-                     .groups = {table->num_rows, 1, 1},
+                     .groups = {table->num_rows, push.num_experts, 1},
                  });
 }
 
@@ -74,9 +77,10 @@ static enum gptoss_status group(struct gptoss_vulkan_backend *backend,
         .num_experts = (uint32_t)num_experts,
     };
     GPTOSS_TRY(find_groups(backend, num_routes, num_experts, &push.routes, &push.tiles));
+    uint32_t workgroup = backend->device.max_workgroup < 1024 ? WORKGROUP : 1024;
     return gptoss_vulkan_dispatch(backend,
                                   &(struct gptoss_dispatch){
-                                      .key = {GPTOSS_SHADER_group, {WORKGROUP, push.num_experts}},
+                                      .key = {GPTOSS_SHADER_group, {workgroup, push.num_experts}},
                                       .push = &push,
                                       .push_bytes = sizeof push,
                                       .groups = {1, 1, 1},
@@ -128,25 +132,22 @@ enum gptoss_status gptoss_vulkan_expert_gate_up(struct gptoss_backend *base,
         };
         return gptoss_vulkan_panel(backend, &panel);
     }
-    int64_t rows = WORKGROUP / backend->device.subgroup_size * ROWS;
     push.experts = gptoss_address_of(operation->experts);
-    return gptoss_vulkan_dispatch(
-        backend,
-        &(struct gptoss_dispatch){
-            .key = {GPTOSS_SHADER_product_rows,
-                    {WORKGROUP, weight.layout, weight.num_columns, GPTOSS_PRODUCT_SWIGLU, ROWS, 0}},
-            .push = &push,
-            .push_bytes = sizeof push,
-            .groups = {gptoss_ceil_div(num_outs, rows), num_routes, 1},
-        });
+    return gptoss_vulkan_rows(backend, &(struct gptoss_rows_product){
+                                           .weight = weight,
+                                           .push = push,
+                                           .mode = GPTOSS_PRODUCT_SWIGLU,
+                                           .num_lines = num_routes,
+                                       });
 }
 
 static enum gptoss_status down_rows(struct gptoss_vulkan_backend *backend,
                                     const struct gptoss_expert_down *operation,
                                     const struct gptoss_device_weight *weight, uint64_t bias,
                                     int64_t num_tokens) {
-    int64_t subgroups = WORKGROUP / backend->device.subgroup_size, chosen = operation->num_chosen;
-    int64_t groups = subgroups / chosen > 0 ? subgroups / chosen : 1;
+    uint32_t subgroups = DOWN_WORKGROUP / backend->device.subgroup_size;
+    uint32_t chosen = (uint32_t)operation->num_chosen;
+    uint32_t split = subgroups / chosen > 0 ? subgroups / chosen : 1;
     const struct gptoss_down_push push = {
         .x = gptoss_address_of(operation->x),
         .weight = weight->data,
@@ -158,17 +159,17 @@ static enum gptoss_status down_rows(struct gptoss_vulkan_backend *backend,
         .sum = gptoss_address_of(operation->sum),
         .residual = gptoss_address_of(operation->residual),
         .num_outs = (uint32_t)operation->weight->num_rows,
-        .num_chosen = (uint32_t)chosen,
+        .num_chosen = chosen,
     };
     return gptoss_vulkan_dispatch(
-        backend,
-        &(struct gptoss_dispatch){
-            .key = {GPTOSS_SHADER_expert_down_rows,
-                    {WORKGROUP, weight->layout, weight->num_columns, ROWS, (uint32_t)groups}},
-            .push = &push,
-            .push_bytes = sizeof push,
-            .groups = {gptoss_ceil_div(push.num_outs, groups * ROWS), num_tokens, 1},
-        });
+        backend, &(struct gptoss_dispatch){
+                     .key = {GPTOSS_SHADER_expert_down_rows,
+                             {DOWN_WORKGROUP, weight->layout, weight->num_columns, DOWN_ROWS,
+                              chosen, split}},
+                     .push = &push,
+                     .push_bytes = sizeof push,
+                     .groups = {gptoss_ceil_div(push.num_outs, DOWN_ROWS), num_tokens, 1},
+                 });
 }
 
 static enum gptoss_status down_panel(struct gptoss_vulkan_backend *backend,

@@ -79,6 +79,7 @@ typedef VkResult(VKAPI_PTR *PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKH
     X(GetQueryPoolResults)                                                                         \
     X(CreateFence)                                                                                 \
     X(DestroyFence)                                                                                \
+    X(GetFenceStatus)                                                                              \
     X(ResetFences)                                                                                 \
     X(WaitForFences)                                                                               \
     X(QueueSubmit)

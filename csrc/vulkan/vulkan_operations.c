@@ -7,8 +7,13 @@
 
 /* Lines up to which each is multiplied by itself, straight from the packed weights. */
 #define MAX_SINGLE_LINES 8
-/* Weight rows of a subgroup. */
-#define ROWS 2
+/* Weight rows that subgroups multiply together, and how many share them; measured on an H100. */
+#define ROWS 4
+#define SPLIT 8
+#define LARGE_ROWS 8
+#define PAIR_ROWS 4
+#define PAIR_SPLIT 1
+#define LARGE_MATRIX_ROWS 16384
 #define WORKGROUP 256
 /* Rows whose logits are on the device at a time. */
 #define MAX_LOGITS_ROWS 64
@@ -70,6 +75,7 @@ static enum gptoss_status write_table(struct gptoss_vulkan_backend *backend,
     int64_t num_angles = table->num_rows * table->num_angles;
     GPTOSS_TRY(reserve_inputs(backend, table->num_rows, num_slots, num_angles));
     backend->num_rows = table->num_rows;
+    backend->is_one_run = !gptoss_vulkan_cache_slot(table->caches[table->rows[0].slot]).is_f32;
     struct gptoss_device_row *rows = input_at(backend, backend->rows);
     struct gptoss_device_slot *slots = input_at(backend, backend->slots);
     for (int64_t row = 0; row < table->num_rows; ++row) {
@@ -82,6 +88,8 @@ static enum gptoss_status write_table(struct gptoss_vulkan_backend *backend,
             .append = entry->position >= gptoss_vulkan_cache_end(cache),
         };
         slots[entry->slot] = gptoss_vulkan_cache_slot(cache);
+        backend->is_one_run = backend->is_one_run && entry->slot == table->rows[0].slot &&
+                              entry->position == table->rows[0].position + row;
     }
     if (num_angles > 0) {
         memcpy(input_at(backend, backend->cosine), table->cosine,
@@ -221,14 +229,36 @@ enum gptoss_status gptoss_vulkan_panel(struct gptoss_vulkan_backend *backend,
         backend,
         &(struct gptoss_dispatch){
             .key = {matrices ? GPTOSS_SHADER_matrix_panel : GPTOSS_SHADER_product_panel,
-                    {WORKGROUP, panel->weight.layout, panel->weight.num_columns, panel->mode,
-                     panel->has_experts}},
+                    {matrices ? GPTOSS_MATRIX_WORKGROUP : WORKGROUP, panel->weight.layout,
+                     panel->weight.num_columns, panel->mode, panel->has_experts}},
             .push = &panel->push,
             .push_bytes = sizeof panel->push,
             .groups = {gptoss_ceil_div(panel->push.num_outs, panel->is_pair ? rows / 2 : rows),
                        panel->num_tiles, 1},
             .joins_previous = panel->joins_previous,
         });
+}
+
+enum gptoss_status gptoss_vulkan_rows(struct gptoss_vulkan_backend *backend,
+                                      const struct gptoss_rows_product *product) {
+    bool is_pair = product->mode == GPTOSS_PRODUCT_SWIGLU || product->mode == GPTOSS_PRODUCT_SILU;
+    uint32_t subgroups = WORKGROUP / backend->device.subgroup_size;
+    /* Few rows leave the device idle unless more subgroups share them. */
+    bool is_small = product->push.num_outs < LARGE_MATRIX_ROWS;
+    uint32_t rows = is_pair ? PAIR_ROWS : is_small ? ROWS : LARGE_ROWS;
+    uint32_t split = is_pair ? PAIR_SPLIT : is_small ? SPLIT : 1;
+    split = split < subgroups ? split : subgroups;
+    return gptoss_vulkan_dispatch(
+        backend, &(struct gptoss_dispatch){
+                     .key = {GPTOSS_SHADER_product_rows,
+                             {WORKGROUP, product->weight.layout, product->weight.num_columns,
+                              product->mode, rows, product->push.gain != 0, split}},
+                     .push = &product->push,
+                     .push_bytes = sizeof product->push,
+                     .groups = {gptoss_ceil_div(product->push.num_outs, subgroups / split * rows),
+                                product->num_lines, 1},
+                     .joins_previous = product->joins_previous,
+                 });
 }
 
 /* What makes a product of a weight, beyond what its push constants say. */
@@ -269,17 +299,13 @@ static enum gptoss_status dispatch_product(struct gptoss_vulkan_backend *backend
         };
         return gptoss_vulkan_panel(backend, &panel);
     }
-    int64_t rows = WORKGROUP / backend->device.subgroup_size * ROWS;
-    return gptoss_vulkan_dispatch(
-        backend, &(struct gptoss_dispatch){
-                     .key = {GPTOSS_SHADER_product_rows,
-                             {WORKGROUP, weight.layout, weight.num_columns, product->mode, ROWS,
-                              push.gain != 0}},
-                     .push = &push,
-                     .push_bytes = sizeof push,
-                     .groups = {gptoss_ceil_div(push.num_outs, rows), num_tokens, 1},
-                     .joins_previous = product->joins_previous,
-                 });
+    return gptoss_vulkan_rows(backend, &(struct gptoss_rows_product){
+                                           .weight = weight,
+                                           .push = push,
+                                           .mode = product->mode,
+                                           .num_lines = num_tokens,
+                                           .joins_previous = product->joins_previous,
+                                       });
 }
 
 enum gptoss_status gptoss_vulkan_norm_linear(struct gptoss_backend *base,

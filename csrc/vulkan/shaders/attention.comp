@@ -1,6 +1,6 @@
 // Attention of one query row over the cache, for HEADS query heads that share a head of keys. Keys
-// go in parts of 256 at fixed positions; parts are joined in their order, from the sink on. SPLIT:
-// a workgroup a part, and the last one to finish joins them. Grid: rows, groups of heads, parts.
+// go in tiles at fixed positions. SPLIT: a workgroup a part, at fixed positions too, and the last one
+// to finish joins them in their order. Grid: rows, groups of heads, parts.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
@@ -11,9 +11,6 @@ layout(constant_id = 4) const bool SPLIT = false;
 
 layout(push_constant) uniform Push { gptoss_attention_push push; };
 
-layout(buffer_reference, std430, buffer_reference_align = 4) coherent buffer Shared { float at[]; };
-layout(buffer_reference, std430, buffer_reference_align = 4) coherent buffer Counters { uint at[]; };
-
 const uint OWN = (HEADS * HEAD_DIM + WORKGROUP - 1) / WORKGROUP; // values of a thread
 const float NOTHING = -3.0e38;
 
@@ -21,8 +18,7 @@ shared float query[HEADS * HEAD_DIM];
 shared float tile[KEYS * (HEAD_DIM + 1)];
 shared float scores[HEADS * KEYS];
 shared float maximum[HEADS], total[HEADS], rescale[HEADS]; // of the part
-shared float all_maximum[HEADS], all_total[HEADS], old_scale[HEADS], new_scale[HEADS];
-shared uint is_last;
+shared float all_maximum[HEADS], all_total[HEADS]; // of all parts and the sink
 
 gptoss_device_slot slot;
 uint num_heads_here;
@@ -54,26 +50,25 @@ void score_tile(uint count) {
     }
 }
 
-// New maxima; scores become weights.
+// New maxima; scores become weights. A subgroup a head.
 void weigh_tile(uint count) {
-    if (gl_LocalInvocationID.x < HEADS) {
-        uint head = gl_LocalInvocationID.x;
-        float old = maximum[head], most = old;
-        for (uint key = 0; key < count; ++key)
+    for (uint head = gl_SubgroupID; head < HEADS; head += gl_NumSubgroups) {
+        float old = maximum[head], most = NOTHING, sum = 0;
+        for (uint key = gl_SubgroupInvocationID; key < count; key += gl_SubgroupSize)
             most = max(most, scores[head * KEYS + key]);
-        rescale[head] = exp(old - most);
-        maximum[head] = most;
-    }
-    barrier();
-    for (uint i = gl_LocalInvocationID.x; i < HEADS * KEYS; i += WORKGROUP)
-        scores[i] = i % KEYS < count ? exp(scores[i] - maximum[i / KEYS]) : 0;
-    barrier();
-    if (gl_LocalInvocationID.x < HEADS) {
-        uint head = gl_LocalInvocationID.x;
-        float sum = 0;
-        for (uint key = 0; key < count; ++key)
-            sum += scores[head * KEYS + key];
-        total[head] = total[head] * rescale[head] + sum;
+        most = max(old, subgroupMax(most));
+        for (uint key = gl_SubgroupInvocationID; key < KEYS; key += gl_SubgroupSize) {
+            float weight = key < count ? exp(scores[head * KEYS + key] - most) : 0;
+            scores[head * KEYS + key] = weight;
+            sum += weight;
+        }
+        sum = subgroupAdd(sum);
+        if (subgroupElect()) {
+            float scale = exp(old - most);
+            rescale[head] = scale;
+            maximum[head] = most;
+            total[head] = total[head] * scale + sum;
+        }
     }
 }
 
@@ -107,23 +102,49 @@ void attend_part(uint kv_head, uint begin, uint end, inout float values[OWN]) {
     barrier();
 }
 
-// Joins a part's maximum and total to those of all before it, head by head.
-void join(uint head, float part_maximum, float part_total) {
-    float most = max(all_maximum[head], part_maximum);
-    old_scale[head] = exp(all_maximum[head] - most);
-    new_scale[head] = exp(part_maximum - most);
-    all_maximum[head] = most;
-    all_total[head] = all_total[head] * old_scale[head] + part_total * new_scale[head];
+// Of a part, where workgroups leave it: [row][head][part](maximum, total, values).
+const uint ENTRY = HEAD_DIM + 2;
+
+uint entry_at(uint row, uint head, uint part) {
+    return ((row * push.num_heads + head) * push.num_parts + part) * ENTRY;
 }
 
-void begin_join(uint first_head) {
-    uint head = gl_LocalInvocationID.x;
-    if (head < HEADS) {
-        bool has_sink = !is_absent(push.sinks) && head < num_heads_here;
-        all_maximum[head] = has_sink ? Floats(push.sinks).at[first_head + head] : NOTHING;
-        all_total[head] = has_sink ? 1 : 0;
+// Joins all parts and the sink, for a subgroup a head: first their maximum, then their sum.
+void join_totals(uint row, uint first_head, uint count) {
+    for (uint head = gl_SubgroupID; head < num_heads_here; head += gl_NumSubgroups) {
+        bool has_sink = !is_absent(push.sinks);
+        float sink = has_sink ? Floats(push.sinks).at[first_head + head] : NOTHING;
+        float most = sink, sum = 0;
+        for (uint part = gl_SubgroupInvocationID; part < count; part += gl_SubgroupSize)
+            most = max(most, Shared(push.partial).at[entry_at(row, first_head + head, part)]);
+        most = subgroupMax(most);
+        for (uint part = gl_SubgroupInvocationID; part < count; part += gl_SubgroupSize) {
+            uint at = entry_at(row, first_head + head, part);
+            sum += Shared(push.partial).at[at + 1] * exp(Shared(push.partial).at[at] - most);
+        }
+        sum = subgroupAdd(sum) + (has_sink ? exp(sink - most) : 0);
+        if (subgroupElect()) {
+            all_maximum[head] = most;
+            all_total[head] = sum;
+        }
     }
     barrier();
+}
+
+// A single part and the sink.
+void join_sink(uint first_head, inout float values[OWN]) {
+    uint id = gl_LocalInvocationID.x;
+    if (id < num_heads_here) {
+        bool has_sink = !is_absent(push.sinks);
+        float sink = has_sink ? Floats(push.sinks).at[first_head + id] : NOTHING;
+        float most = max(sink, maximum[id]);
+        rescale[id] = exp(maximum[id] - most);
+        all_maximum[id] = most;
+        all_total[id] = total[id] * rescale[id] + (has_sink ? exp(sink - most) : 0);
+    }
+    barrier();
+    for (uint i = 0; i < OWN; ++i)
+        values[i] *= rescale[min((id + i * WORKGROUP) / HEAD_DIM, HEADS - 1)];
 }
 
 void store(uint row, uint first_head, float all_values[OWN]) {
@@ -149,69 +170,47 @@ void main() {
     slot = Slots(push.slots).at[entry.slot];
     uint end = uint(entry.position) + 1;
     uint begin = push.window > 0 && end > push.window ? end - push.window : 0;
-    uint first_part = begin / GPTOSS_ATTENTION_PART, last_part = (end - 1) / GPTOSS_ATTENTION_PART;
-    uint my_part = first_part + gl_WorkGroupID.z;
-    if (SPLIT && my_part > last_part)
+    uint first_part = begin / GPTOSS_ATTENTION_PART;
+    uint count = SPLIT ? (end - 1) / GPTOSS_ATTENTION_PART - first_part + 1 : 1;
+    uint part = gl_WorkGroupID.z;
+    if (part >= count)
         return;
     for (uint i = id; i < num_heads_here * HEAD_DIM; i += WORKGROUP)
         query[i] = Floats(push.queries).at[(row * push.num_heads + first_head) * HEAD_DIM + i];
-    float values[OWN], all_values[OWN];
-    for (uint i = 0; i < OWN; ++i)
-        all_values[i] = 0;
-
-    // [row][head][part](maximum, total, values)
-    const uint ENTRY = HEAD_DIM + 2;
-    uint parts_at = (row * push.num_heads + first_head) * push.num_parts;
-    if (SPLIT && first_part < last_part) {
-        attend_part(kv_head, max(begin, my_part * GPTOSS_ATTENTION_PART),
-                    min(end, (my_part + 1) * GPTOSS_ATTENTION_PART), values);
-        for (uint i = 0; i < OWN; ++i) {
-            uint at = id + i * WORKGROUP, head = at / HEAD_DIM;
-            if (head < num_heads_here)
-                Shared(push.partial).at[(parts_at + head * push.num_parts + gl_WorkGroupID.z) * ENTRY +
-                                        2 + at % HEAD_DIM] = values[i];
-        }
-        if (id < num_heads_here) {
-            uint to = (parts_at + id * push.num_parts + gl_WorkGroupID.z) * ENTRY;
-            Shared(push.partial).at[to] = maximum[id];
-            Shared(push.partial).at[to + 1] = total[id];
-        }
-        memoryBarrierBuffer();
-        barrier();
-        if (id == 0) {
-            uint counter = row * (push.num_kv_heads * pieces) + gl_WorkGroupID.y;
-            uint before = atomicAdd(Counters(push.counters).at[counter], 1);
-            is_last = before == last_part - first_part ? 1 : 0;
-            if (is_last == 1)
-                Counters(push.counters).at[counter] = 0;
-        }
-        memoryBarrierBuffer();
-        barrier();
-        if (is_last == 0)
-            return;
+    if (count > 1) {
+        begin = max(begin, (first_part + part) * GPTOSS_ATTENTION_PART);
+        end = min(end, (first_part + part + 1) * GPTOSS_ATTENTION_PART);
     }
-    begin_join(first_head);
-    for (uint part = first_part; part <= last_part; ++part) {
-        uint z = part - first_part;
-        bool is_stored = SPLIT && first_part < last_part;
-        if (!is_stored)
-            attend_part(kv_head, max(begin, part * GPTOSS_ATTENTION_PART),
-                        min(end, (part + 1) * GPTOSS_ATTENTION_PART), values);
-        if (id < HEADS) {
-            uint from = (parts_at + min(id, num_heads_here - 1) * push.num_parts + z) * ENTRY;
-            join(id, is_stored ? Shared(push.partial).at[from] : maximum[id],
-                 is_stored ? Shared(push.partial).at[from + 1] : total[id]);
-        }
-        barrier();
-        for (uint i = 0; i < OWN; ++i) {
-            uint at = id + i * WORKGROUP, head = min(at / HEAD_DIM, num_heads_here - 1);
-            float value =
-                is_stored ? Shared(push.partial).at[(parts_at + head * push.num_parts + z) * ENTRY + 2 +
-                                                    at % HEAD_DIM]
-                          : values[i];
-            all_values[i] = all_values[i] * old_scale[head] + value * new_scale[head];
-        }
-        barrier();
+    float values[OWN];
+    attend_part(kv_head, begin, end, values);
+    if (count == 1) {
+        join_sink(first_head, values);
+        store(row, first_head, values);
+        return;
     }
-    store(row, first_head, all_values);
+    for (uint i = 0; i < OWN; ++i) {
+        uint at = id + i * WORKGROUP, head = at / HEAD_DIM;
+        if (head < num_heads_here)
+            Shared(push.partial).at[entry_at(row, first_head + head, part) + 2 + at % HEAD_DIM] =
+                values[i];
+    }
+    if (id < num_heads_here) {
+        uint to = entry_at(row, first_head + id, part);
+        Shared(push.partial).at[to] = maximum[id];
+        Shared(push.partial).at[to + 1] = total[id];
+    }
+    uint counter = row * (push.num_kv_heads * pieces) + gl_WorkGroupID.y;
+    if (!is_last_workgroup(push.counters, counter, count))
+        return;
+    join_totals(row, first_head, count);
+    for (uint i = 0; i < OWN; ++i) {
+        uint at = id + i * WORKGROUP, head = min(at / HEAD_DIM, num_heads_here - 1);
+        values[i] = 0;
+        for (uint other = 0; other < count; ++other) {
+            uint from = entry_at(row, first_head + head, other);
+            values[i] = fma(Shared(push.partial).at[from + 2 + at % HEAD_DIM],
+                            exp(Shared(push.partial).at[from] - all_maximum[head]), values[i]);
+        }
+    }
+    store(row, first_head, values);
 }

@@ -8,6 +8,7 @@
 
 layout(constant_id = 0) const uint WORKGROUP = 256;
 layout(local_size_x_id = 0) in;
+layout(constant_id = 8) const uint SUBGROUP = 32;
 
 layout(buffer_reference, std430, buffer_reference_align = 4) buffer Floats { float at[]; };
 layout(buffer_reference, std430, buffer_reference_align = 4) buffer Words { uint at[]; };
@@ -43,6 +44,26 @@ uint f16_bits(float value) {
         return sign | (floatBitsToUint(uintBitsToFloat(magnitude) + 0.5) - 0x3F000000u);
     uint rounded = magnitude + 0xFFFu + (magnitude >> 13 & 1u);
     return sign | (rounded - 0x38000000u) >> 13;
+}
+
+// What workgroups tell each other.
+layout(buffer_reference, std430, buffer_reference_align = 4) coherent buffer Shared { float at[]; };
+layout(buffer_reference, std430, buffer_reference_align = 4) coherent buffer Counters { uint at[]; };
+shared uint is_last;
+
+// Whether this is the last of `count` workgroups to get here, which then sees what the others wrote to
+// Shared memory before. The counter is zero before and after.
+bool is_last_workgroup(uvec2 counters, uint index, uint count) {
+    memoryBarrierBuffer();
+    barrier();
+    if (gl_LocalInvocationIndex == 0) {
+        is_last = atomicAdd(Counters(counters).at[index], 1) == count - 1 ? 1 : 0;
+        if (is_last == 1)
+            Counters(counters).at[index] = 0;
+    }
+    memoryBarrierBuffer();
+    barrier();
+    return is_last == 1;
 }
 
 shared float sum_parts[64];

@@ -2,6 +2,7 @@
 // workgroup; routes of an expert stay in order, so that sums do.
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_shader_subgroup_ballot : require
 #include "common.glsl"
 layout(constant_id = 1) const uint EXPERTS = 32;
 
@@ -9,14 +10,27 @@ layout(push_constant) uniform Push { gptoss_group_push push; };
 
 shared uint starts[EXPERTS + 1], tile_starts[EXPERTS + 1];
 
+// The routes of an expert, in order: how many or, with a place to write them to, they themselves.
+uint scan(uint expert, bool writes, uint at) {
+    uint count = 0;
+    for (uint first = 0; first < push.num_routes; first += gl_SubgroupSize) {
+        uint route = first + gl_SubgroupInvocationID;
+        bool is_its = route < push.num_routes && Words(push.experts).at[route] == expert;
+        uvec4 ballot = subgroupBallot(is_its);
+        if (writes && is_its)
+            Words(push.routes).at[at + count + subgroupBallotExclusiveBitCount(ballot)] = route;
+        count += subgroupBallotBitCount(ballot);
+    }
+    return count;
+}
+
 void main() {
     uint id = gl_LocalInvocationID.x;
-    // A thread an expert, so that the order needs no atomics.
-    for (uint expert = id; expert < EXPERTS; expert += WORKGROUP) {
-        uint count = 0;
-        for (uint route = 0; route < push.num_routes; ++route)
-            count += uint(Ints(push.experts).at[route] == int(expert));
-        starts[expert + 1] = count;
+    // A subgroup an expert, so that the order needs no atomics.
+    for (uint expert = gl_SubgroupID; expert < EXPERTS; expert += gl_NumSubgroups) {
+        uint count = scan(expert, false, 0);
+        if (subgroupElect())
+            starts[expert + 1] = count;
     }
     barrier();
     if (id == 0) {
@@ -29,15 +43,15 @@ void main() {
         Words(push.tiles).at[0] = tile_starts[EXPERTS];
     }
     barrier();
-    for (uint expert = id; expert < EXPERTS; expert += WORKGROUP) {
-        uint at = starts[expert], end = starts[expert + 1], tile = tile_starts[expert];
-        for (uint first = at; first < end; first += GPTOSS_TILE_TOKENS, ++tile) {
-            Words(push.tiles).at[1 + 3 * tile] = expert;
-            Words(push.tiles).at[2 + 3 * tile] = first;
-            Words(push.tiles).at[3 + 3 * tile] = min(end - first, GPTOSS_TILE_TOKENS);
+    for (uint expert = gl_SubgroupID; expert < EXPERTS; expert += gl_NumSubgroups) {
+        uint start = starts[expert], end = starts[expert + 1];
+        scan(expert, true, start);
+        for (uint i = gl_SubgroupInvocationID; start + i * GPTOSS_TILE_TOKENS < end;
+             i += gl_SubgroupSize) {
+            uint first = start + i * GPTOSS_TILE_TOKENS, at = 1 + 3 * (tile_starts[expert] + i);
+            Words(push.tiles).at[at] = expert;
+            Words(push.tiles).at[at + 1] = first;
+            Words(push.tiles).at[at + 2] = min(end - first, GPTOSS_TILE_TOKENS);
         }
-        for (uint route = 0; route < push.num_routes; ++route)
-            if (Ints(push.experts).at[route] == int(expert))
-                Words(push.routes).at[at++] = route;
     }
 }

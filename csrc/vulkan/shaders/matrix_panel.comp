@@ -1,6 +1,6 @@
 // y = w x + bias for many tokens on cooperative matrices: a tile of 64 tokens by 128 rows of the
-// weight, both in float16, sums in float32. Lines of x come from round_rows.comp. A subgroup, of
-// eight, has 32 tokens by 32 rows. Grid and lists as in product_panel.comp.
+// weight, both in float16, sums in float32. Lines of x come from round_rows.comp. Grid and lists as in
+// product_panel.comp.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_cooperative_matrix : require
@@ -19,19 +19,21 @@ spirv_execution_mode(extensions = ["SPV_KHR_float_controls"], capabilities = [44
 layout(push_constant) uniform Push { gptoss_product_push push; };
 
 const bool IS_PAIR = MODE == GPTOSS_PRODUCT_SWIGLU || MODE == GPTOSS_PRODUCT_SILU;
+const uint THREADS = GPTOSS_MATRIX_WORKGROUP;
+const uint ROW_PARTS = GPTOSS_SUBGROUP_ROWS / 16;
 const uint DEPTH = 64;                         // columns in shared memory at a time
 const uint STRIDE = DEPTH / 8 + 1;             // in vectors of 8 halves; one more for the banks
-const uint X_LOADS = GPTOSS_TILE_TOKENS * DEPTH / 8 / 256;
-const uint W_LOADS = GPTOSS_MATRIX_ROWS * DEPTH / PIECE / 256;
+const uint X_LOADS = GPTOSS_TILE_TOKENS * DEPTH / 8 / THREADS;
+const uint W_LOADS = GPTOSS_MATRIX_ROWS * DEPTH / PIECE / THREADS;
 const uint STEPS = (COLUMNS + DEPTH - 1) / DEPTH;
 shared uvec4 x_tile[GPTOSS_TILE_TOKENS * STRIDE];
 shared uvec4 w_tile[GPTOSS_MATRIX_ROWS * STRIDE];
-shared float results[8 * 256]; // 16 x 16 of each subgroup
+shared float results[THREADS * 8]; // 16 x 16 of each subgroup
 shared uint lines[GPTOSS_TILE_TOKENS];
 
 uint first_row, weight_step, matrix, num_tokens;
 uvec4 x_next[X_LOADS], w_next[W_LOADS];
-float w_scale[W_LOADS], w_offset[W_LOADS];
+float w_scale[W_LOADS];
 
 void find_tile() {
     uint index = gl_WorkGroupID.y, first = index * GPTOSS_TILE_TOKENS, expert = 0;
@@ -56,14 +58,14 @@ void find_tile() {
 
 void load(uint step) {
     [[unroll]] for (uint i = 0; i < X_LOADS; ++i) {
-        uint at = gl_LocalInvocationID.x + i * 256, token = at / (DEPTH / 8);
+        uint at = gl_LocalInvocationID.x + i * THREADS, token = at / (DEPTH / 8);
         uint line = HAS_EXPERTS ? lines[token] / push.num_chosen : lines[token];
         x_next[i] = Pieces(push.x).at[(push.first_token + line) * STEPS * (DEPTH / 8) +
                                       step * (DEPTH / 8) + at % (DEPTH / 8)];
     }
     const uint IN_STEP = DEPTH / PIECE;
     [[unroll]] for (uint i = 0; i < W_LOADS; ++i) {
-        uint at = gl_LocalInvocationID.x + i * 256, tile_row = at / IN_STEP;
+        uint at = gl_LocalInvocationID.x + i * THREADS, tile_row = at / IN_STEP;
         uint piece = step * IN_STEP + at % IN_STEP;
         uint out_row = min(first_row + (IS_PAIR ? tile_row / 2 : tile_row), push.num_outs - 1);
         bool is_up = IS_PAIR && (tile_row & 1u) == 1u;
@@ -73,7 +75,6 @@ void load(uint step) {
         if (piece >= PIECES) { // the last step may reach beyond the row
             w_next[i] = uvec4(0);
             w_scale[i] = 0;
-            w_offset[i] = 0;
             continue;
         }
         w_next[i] = Pieces(from_up ? push.up : push.weight).at[from];
@@ -82,9 +83,6 @@ void load(uint step) {
             w_scale[i] = e8m0(Words(scales).at[from >> 2] >> 8 * (from & 3u) & 255u);
         } else if (LAYOUT == GPTOSS_DEVICE_Q8) {
             w_scale[i] = half_at(scales, from >> 1);
-        } else if (LAYOUT == GPTOSS_DEVICE_AFFINE) {
-            w_scale[i] = Floats(scales).at[2 * from];
-            w_offset[i] = Floats(scales).at[2 * from + 1];
         }
     }
 }
@@ -107,12 +105,12 @@ uvec4 halves_of_codes(uint codes, f16vec2 factor) {
 
 void store_tiles() {
     [[unroll]] for (uint i = 0; i < X_LOADS; ++i) {
-        uint at = gl_LocalInvocationID.x + i * 256;
+        uint at = gl_LocalInvocationID.x + i * THREADS;
         x_tile[at / (DEPTH / 8) * STRIDE + at % (DEPTH / 8)] = x_next[i];
     }
     const uint IN_STEP = DEPTH / PIECE;
     [[unroll]] for (uint i = 0; i < W_LOADS; ++i) {
-        uint at = gl_LocalInvocationID.x + i * 256, tile_row = at / IN_STEP;
+        uint at = gl_LocalInvocationID.x + i * THREADS, tile_row = at / IN_STEP;
         uint column = at % IN_STEP * PIECE;
         uint to = tile_row * STRIDE + column / 8;
         uvec4 c = w_next[i];
@@ -139,10 +137,7 @@ void store_tiles() {
                 [[unroll]] for (uint j = 0; j < 4; ++j) {
                     uint word = c[2 * k + j / 2], byte = j % 2 * 2;
                     float a = float(signed_byte(word, byte)), b = float(signed_byte(word, byte + 1));
-                    if (LAYOUT == GPTOSS_DEVICE_AFFINE)
-                        v[j] = pack(fma(w_scale[i], a, w_offset[i]), fma(w_scale[i], b, w_offset[i]));
-                    else
-                        v[j] = pack(w_scale[i] * a, w_scale[i] * b);
+                    v[j] = pack(w_scale[i] * a, w_scale[i] * b);
                 }
                 w_tile[to + k] = v;
             }
@@ -186,9 +181,10 @@ void main() {
     if (num_tokens == 0)
         return;
     barrier();
-    uint token_part = gl_SubgroupID % 2 * 32, row_part = gl_SubgroupID / 2 * 32;
-    coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator> sums[4];
-    [[unroll]] for (uint i = 0; i < 4; ++i)
+    uint token_part = gl_SubgroupID % 2 * 32;
+    uint row_part = gl_SubgroupID / 2 * GPTOSS_SUBGROUP_ROWS;
+    coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator> sums[2 * ROW_PARTS];
+    [[unroll]] for (uint i = 0; i < 2 * ROW_PARTS; ++i)
         sums[i] = coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>(0.0);
     load(0);
     for (uint step = 0; step < STEPS; ++step) {
@@ -199,18 +195,19 @@ void main() {
             load(step + 1);
         [[unroll]] for (uint k = 0; k < DEPTH / 16; ++k) {
             coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseA> x[2];
-            coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseB> w[2];
-            [[unroll]] for (uint i = 0; i < 2; ++i) {
+            [[unroll]] for (uint i = 0; i < 2; ++i)
                 coopMatLoad(x[i], x_tile, (token_part + 16 * i) * STRIDE + 2 * k, STRIDE,
                             gl_CooperativeMatrixLayoutRowMajor);
-                coopMatLoad(w[i], w_tile, (row_part + 16 * i) * STRIDE + 2 * k, STRIDE,
+            [[unroll]] for (uint j = 0; j < ROW_PARTS; ++j) {
+                coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseB> w;
+                coopMatLoad(w, w_tile, (row_part + 16 * j) * STRIDE + 2 * k, STRIDE,
                             gl_CooperativeMatrixLayoutColumnMajor);
+                [[unroll]] for (uint i = 0; i < 2; ++i)
+                    sums[2 * j + i] = coopMatMulAdd(x[i], w, sums[2 * j + i]);
             }
-            [[unroll]] for (uint i = 0; i < 4; ++i)
-                sums[i] = coopMatMulAdd(x[i / 2], w[i % 2], sums[i]);
         }
     }
-    [[unroll]] for (uint i = 0; i < 4; ++i) {
+    [[unroll]] for (uint i = 0; i < 2 * ROW_PARTS; ++i) {
         uint base = gl_SubgroupID * 256;
         subgroupBarrier();
         coopMatStore(sums[i], results, base, 16, gl_CooperativeMatrixLayoutRowMajor);
@@ -219,7 +216,7 @@ void main() {
         const uint COUNT = IS_PAIR ? 128 : 256;
         for (uint at = gl_SubgroupInvocationID; at < COUNT; at += gl_SubgroupSize) {
             uint element = IS_PAIR ? 2 * at : at;
-            finish(token_part + i / 2 * 16 + element / 16, row_part + i % 2 * 16 + element % 16,
+            finish(token_part + i % 2 * 16 + element / 16, row_part + i / 2 * 16 + element % 16,
                    results[base + element], IS_PAIR ? results[base + element + 1] : 0);
         }
     }

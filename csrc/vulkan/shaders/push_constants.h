@@ -16,9 +16,8 @@
 #define GPTOSS_DEVICE_F32 0
 #define GPTOSS_DEVICE_F16 1
 #define GPTOSS_DEVICE_BF16 2
-#define GPTOSS_DEVICE_MXFP4 3  /* 32 codes a piece, low nibble first; a byte 2^(s-127) each */
-#define GPTOSS_DEVICE_Q8 4     /* 16 int8 codes a piece; an f16 scale every two pieces */
-#define GPTOSS_DEVICE_AFFINE 5 /* 16 int8 codes a piece; (scale, offset) in f32 each: s * q + o */
+#define GPTOSS_DEVICE_MXFP4 3 /* 32 codes a piece, low nibble first; a byte 2^(s-127) each */
+#define GPTOSS_DEVICE_Q8 4    /* 16 int8 codes a piece; an f16 scale every two pieces */
 
 /* What becomes of a product y = w x + bias. */
 #define GPTOSS_PRODUCT_STORE 0
@@ -29,11 +28,13 @@
 #define GPTOSS_PRODUCT_ADD 5 /* out += factor * y: a term of an adapter */
 
 /* Keys of one part of attention, at fixed positions. */
-#define GPTOSS_ATTENTION_PART 256
+#define GPTOSS_ATTENTION_PART 128
 /* Tokens and weight rows of a tile of a panel product. */
 #define GPTOSS_TILE_TOKENS 64
 #define GPTOSS_TILE_ROWS 64
-#define GPTOSS_MATRIX_ROWS 128 /* of cooperative matrices */
+#define GPTOSS_MATRIX_ROWS 128  /* of cooperative matrices */
+#define GPTOSS_SUBGROUP_ROWS 32 /* of them, with 32 of the tile's tokens, for a subgroup */
+#define GPTOSS_MATRIX_WORKGROUP (64 * GPTOSS_MATRIX_ROWS / GPTOSS_SUBGROUP_ROWS)
 
 /* A row of the table. */
 struct gptoss_device_row {
@@ -90,12 +91,12 @@ struct gptoss_rope_push {
 
 struct gptoss_attention_push {
     uint64_t rows, slots, queries, sinks, result, sink_mass, partial, counters;
-    uint32_t layer, num_heads, num_kv_heads, head_dim, window, num_parts;
+    uint32_t layer, num_heads, num_kv_heads, head_dim, window, num_parts, num_rows;
     float scale;
 };
 
 struct gptoss_route_push {
-    uint64_t x, gain, weight, scales, bias, normed, logits, experts, weights;
+    uint64_t x, gain, weight, scales, bias, normed, logits, experts, weights, counters;
     uint32_t num_experts, num_chosen;
     float epsilon;
 };

@@ -1,11 +1,12 @@
 // Weights in every layout of push_constants.h, a piece of 16 bytes of codes at a time.
 layout(constant_id = 1) const uint LAYOUT = 0;
 layout(constant_id = 2) const uint COLUMNS = 32; // inputs
+layout(constant_id = 7) const bool HALVES = false; // subnormal halves are not flushed
 
 const uint PIECE = LAYOUT == GPTOSS_DEVICE_F32     ? 4
                    : LAYOUT == GPTOSS_DEVICE_MXFP4 ? 32
-                   : LAYOUT == GPTOSS_DEVICE_Q8 || LAYOUT == GPTOSS_DEVICE_AFFINE ? 16
-                                                                                  : 8;
+                   : LAYOUT == GPTOSS_DEVICE_Q8    ? 16
+                                                   : 8;
 const uint BLOCKS = (COLUMNS + 31) / 32; // of a row
 const uint PIECES = BLOCKS * 32 / PIECE;
 
@@ -29,6 +30,79 @@ float half_at(uvec2 address, uint index) {
 
 int signed_byte(uint word, uint index) {
     return bitfieldExtract(int(word), int(8u * index), 8);
+}
+
+// 2^-14 of the values of nibbles j and j + 4, on their way through halves: sign and magnitude of E2M1
+// are those of a half, subnormals included.
+vec2 two_e2m1(uint word, uint j) {
+    uint magnitude = j < 3 ? word << 9 - 4 * j : word >> 3;
+    return unpackHalf2x16(magnitude & 0x0E000E00u | word << 12 - 4 * j & 0x80008000u);
+}
+
+// Products go through a piece in steps, so that few elements of x are in registers at a time.
+const uint STEP = LAYOUT == GPTOSS_DEVICE_MXFP4 ? 8 : PIECE;
+const uint STEPS_OF_PIECE = PIECE / STEP;
+
+struct Piece {
+    uvec4 codes;
+    float scale;
+};
+
+Piece load_weight(uvec2 weight, uvec2 scales, uint row, uint piece) {
+    uint at = row * PIECES + piece;
+    float scale = 1;
+    if (LAYOUT == GPTOSS_DEVICE_MXFP4)
+        scale = e8m0(Words(scales).at[at >> 2] >> 8 * (at & 3u) & 255u) * (HALVES ? 16384 : 1);
+    else if (LAYOUT == GPTOSS_DEVICE_Q8)
+        scale = half_at(scales, at >> 1);
+    return Piece(Pieces(weight).at[at], scale);
+}
+
+// sum + the products of a step's elements, without the scale, and v.
+float dot_step(uvec4 codes, uint step, float v[16], float sum) {
+    if (LAYOUT == GPTOSS_DEVICE_MXFP4) {
+        uint word = codes[step];
+        if (HALVES) {
+            [[unroll]] for (uint j = 0; j < 4; ++j) {
+                vec2 pair = two_e2m1(word, j);
+                sum = fma(pair.x, v[j], fma(pair.y, v[j + 4], sum));
+            }
+        } else {
+            [[unroll]] for (uint j = 0; j < 8; ++j)
+                sum = fma(e2m1(word >> 4 * j), v[j], sum);
+        }
+    } else if (LAYOUT == GPTOSS_DEVICE_Q8) {
+        [[unroll]] for (uint i = 0; i < 4; ++i)
+            [[unroll]] for (uint j = 0; j < 4; ++j)
+                sum = fma(float(signed_byte(codes[i], j)), v[4 * i + j], sum);
+    } else if (LAYOUT == GPTOSS_DEVICE_F32) {
+        [[unroll]] for (uint i = 0; i < 4; ++i)
+            sum = fma(uintBitsToFloat(codes[i]), v[i], sum);
+    } else {
+        [[unroll]] for (uint i = 0; i < 4; ++i) {
+            vec2 pair = LAYOUT == GPTOSS_DEVICE_F16
+                            ? unpackHalf2x16(codes[i])
+                            : vec2(uintBitsToFloat(codes[i] << 16),
+                                   uintBitsToFloat(codes[i] & 0xFFFF0000u));
+            sum = fma(pair.x, v[2 * i], fma(pair.y, v[2 * i + 1], sum));
+        }
+    }
+    return sum;
+}
+
+// STEP elements of a line of x from a step of a piece on; zeros beyond its end.
+void load_step(uvec2 x, uint line, uint piece, uint step, out float v[16]) {
+    uint start = piece * PIECE + step * STEP;
+    if (COLUMNS % 32 == 0) {
+        [[unroll]] for (uint i = 0; i < STEP / 4; ++i) {
+            vec4 part = Vectors(x).at[(line * COLUMNS + start) / 4 + i];
+            [[unroll]] for (uint j = 0; j < 4; ++j)
+                v[4 * i + j] = part[j];
+        }
+    } else {
+        [[unroll]] for (uint i = 0; i < STEP; ++i)
+            v[i] = start + i < COLUMNS ? Floats(x).at[line * COLUMNS + start + i] : 0;
+    }
 }
 
 // Elements piece * PIECE and on of a row.
@@ -57,34 +131,10 @@ void decode_piece(uvec2 weight, uvec2 scales, uint row, uint piece, out float w[
         [[unroll]] for (uint i = 0; i < 4; ++i)
             [[unroll]] for (uint j = 0; j < 8; ++j)
                 w[8 * i + j] = scale * e2m1(codes[i] >> 4 * j);
-    } else if (LAYOUT == GPTOSS_DEVICE_Q8) {
+    } else {
         float scale = half_at(scales, at >> 1);
         [[unroll]] for (uint i = 0; i < 4; ++i)
             [[unroll]] for (uint j = 0; j < 4; ++j)
                 w[4 * i + j] = scale * float(signed_byte(codes[i], j));
-    } else {
-        float scale = Floats(scales).at[2 * at], offset = Floats(scales).at[2 * at + 1];
-        [[unroll]] for (uint i = 0; i < 4; ++i)
-            [[unroll]] for (uint j = 0; j < 4; ++j)
-                w[4 * i + j] = fma(scale, float(signed_byte(codes[i], j)), offset);
     }
-}
-
-// Elements piece * PIECE and on of a line of x; zeros beyond its end.
-void load_piece(uvec2 x, uint line, uint piece, out float v[32]) {
-    uint start = piece * PIECE;
-    if (COLUMNS % 4 == 0 && (COLUMNS % 32 == 0 || PIECE == 4)) {
-        [[unroll]] for (uint i = 0; i < PIECE / 4; ++i) {
-            vec4 part = COLUMNS % 32 == 0 || start < COLUMNS
-                            ? Vectors(x).at[(line * COLUMNS + start) / 4 + i]
-                            : vec4(0);
-            v[4 * i] = part.x;
-            v[4 * i + 1] = part.y;
-            v[4 * i + 2] = part.z;
-            v[4 * i + 3] = part.w;
-        }
-        return;
-    }
-    [[unroll]] for (uint i = 0; i < PIECE; ++i)
-        v[i] = start + i < COLUMNS ? Floats(x).at[line * COLUMNS + start + i] : 0;
 }

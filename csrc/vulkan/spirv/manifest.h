@@ -1,13 +1,14 @@
 /* Made by scripts/shaders: SHA-256 of source and includes, of SPIR-V. */
-/* attention: db689041fe7b5e696564e993ac386f69 3c55f7ff4f0dfb9896cd5fd3608cff04 */
-/* embed: 9d8626df707c3fd6981aaba25aa5dc18 038d1fe9da60893cd6c2532635099537 */
-/* expert_down_rows: 203279f5fb5450a66fef618458efbc94 49e2b6324e338b12f87b72b51d3f10f9 */
-/* expert_sum: 749ec178e5d7ed01864c89c08fe19513 47df73d57898082efe27b055fc2531a1 */
-/* group: 787d814e4ddfd03e863eae49ad9bc0af 2a595bb9f5488bcc21fbd850d3b05d88 */
-/* matrix_panel: a661ad46af84874aa11ce093c4429ef6 6fe9b2fb7f2b571dfdb70d4f57d9eb4f */
-/* norm: d91d5282c578bb14e226c5aff57882bb aa9b5e6dc9b8eb4e3612221060211df2 */
-/* product_panel: 8d6c2e8a3de8c133086fa184f95e16df 33fcc0ea396acbe080675147f85a5d1e */
-/* product_rows: cf413f91a4e1c7636d1ae3412f11a176 54b8ce9efc6a73137b247973581a8ee9 */
-/* rope_append: 42e8ee13bacb347c245ceddd65f55cdb 8d83c95744a9ed36fdc873e7e3daab37 */
-/* round_rows: 17e494e730216cf8d38e56a29707bb18 c69cdbe98f139f5139581f36434cf2df */
-/* route: 001b39d85a870acc0fcad10651d93d83 cee6758c5193c65105893fdbc6b0ff0a */
+/* attention: c0141793362281d69680113b0db9d1ec 99380cd37d40a847dbc778d5145e7079 */
+/* attention_panel: c521dad8b044319487280e583872c0ec 802488824f843f4fb1261e1b3d70862e */
+/* embed: 0e148a22deaddbacaba3eb6bddfec90d 29e62ab01f29110c3898b7b26508af38 */
+/* expert_down_rows: f1e425674c75d109c7eee34dce2b5487 fa3c0de39d59e12be5e862f3907af008 */
+/* expert_sum: a14eed47984220166e3292edffdfbfcd 6651424523e8f10883c74eebd6e760e4 */
+/* group: 70973d5b5256fb93addc281b85a24ff4 5decb6df1dcdeec6d4f1efbf9d96691a */
+/* matrix_panel: a90a7a359a6bb86ebe184f0a5742a172 8b07de25e4bd50235782d78ef0003077 */
+/* norm: 2ecd77b7e7c527adff61c00568897193 faef7509da10a1990d1545de1f9c8366 */
+/* product_panel: bcbf0b5bed0b0ba5e71ec856a89ae02e 24db96b101b33ca7fefade6d7466edbb */
+/* product_rows: b9a4d7d18ca01b5ff84aa478d1b287eb c4c4e12a745e8bb655bc43d4ecb09691 */
+/* rope_append: 8771856b0aebd4c6c7b33d13c39b4a2b 4714cd86a59f08cdd7df0beae822cf12 */
+/* round_rows: 7687c8b182be4ba7d03ec4ebab0d2d45 8950e147c58dd94b2d2c78463821c752 */
+/* route: b60191b493067b028d64d50f8f2e3085 fe225a16cdad31d8e80763f63b12d2c7 */
