@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "cpu/cpu_backend.h"
+#include "cpu/bf16_units.h"
 #include "numeric/dtype.h"
 #include "numeric/float_math.h"
 #include "status.h"
@@ -184,7 +184,6 @@ static void attend_tile(const struct attention *work, const struct block *block,
                         int64_t tile_index, struct block_memory *memory,
                         const struct results *out) {
     const struct gptoss_attention *operation = work->operation;
-    const struct gptoss_kernels *kernels = work->backend->kernels;
     const struct gptoss_cache *cache =
         work->table->caches[work->table->rows[block->first_row].slot];
     struct gptoss_kv_view view;
@@ -210,7 +209,8 @@ static void attend_tile(const struct attention *work, const struct block *block,
         .value = out->value,
     };
     bool f16 = gptoss_cpu_cache_shape(cache)->dtype == GPTOSS_DTYPE_F16;
-    (f16 ? kernels->attention_tile_f16 : kernels->attention_tile_f32)(&tile, memory->kernel);
+    gptoss_attention_tile_select(work->backend->kernels, work->backend->bf16_unit,
+                                 f16)(&tile, memory->kernel);
 }
 
 /* A query's state begins as (maximum, sum, value) = (sink, 1, 0), without sinks as (-infinity, 0,

@@ -322,5 +322,12 @@ static const struct gptoss_product_form form = {
     .multiply = multiply,
 };
 
+gptoss_attention_tile_fn gptoss_attention_tile_f32_amx, gptoss_attention_tile_f16_amx;
+
 const struct gptoss_bf16_unit gptoss_bf16_unit_amx = {
-    .isa = "amx", .vector_form = &form, .panel_form = &form};
+    .isa = "amx",
+    .vector_form = &form,
+    .panel_form = &form,
+    .attention_tile_f32 = gptoss_attention_tile_f32_amx,
+    .attention_tile_f16 = gptoss_attention_tile_f16_amx,
+};
