@@ -422,6 +422,8 @@ __attribute__((noinline, unused)) static void emulated_tile_dpbf16ps(int c, int 
 #define _tile_loadd emulated_tile_loadd
 #undef _tile_stored
 #define _tile_stored emulated_tile_stored
+#undef _tile_stream_loadd
+#define _tile_stream_loadd emulated_tile_loadd
 #undef _tile_zero
 #define _tile_zero emulated_tile_zero
 #undef _tile_dpbf16ps
