@@ -1,6 +1,7 @@
 """A copy of the package whose AVX-512 and AMX kernels run on any x86-64 processor with AVX2.
 
-    python tests/emulation.py DIRECTORY          # then PYTHONPATH=DIRECTORY pytest tests/test_bf16.py
+    python tests/emulation.py DIRECTORY
+    PYTHONPATH=DIRECTORY python -P -m pytest tests/test_bf16.py
 
 tests/c/emulate_avx512.h stands in for the instructions: logic is tested, not the processor.
 """

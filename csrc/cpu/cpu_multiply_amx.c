@@ -274,9 +274,9 @@ static void multiply_block(const struct chunk *chunk, int64_t num_groups, const 
 
 /* Sums [row][token] of a block to results [token][row], and those to where they belong. */
 static void finish_block(const struct gptoss_kernels *kernels, const struct gptoss_product *product,
-                         int64_t first_token, int64_t first_row, int64_t num_rows,
+                         const struct gptoss_product_part *part, int64_t first_token,
                          const float *bias, struct workplace *work, int64_t number) {
-    for (int64_t panel = 0; panel * PANEL_ROWS < num_rows; ++panel)
+    for (int64_t panel = 0; panel * PANEL_ROWS < part->num_rows; ++panel)
         for (int tile = 0; tile < 4; ++tile) {
             __m512 block[TILE];
             for (int r = 0; r < TILE; ++r)
@@ -286,9 +286,8 @@ static void finish_block(const struct gptoss_kernels *kernels, const struct gpto
             for (int t = 0; t < TILE; ++t)
                 _mm512_storeu_ps(to + t * MAX_PANELS * PANEL_ROWS, block[t]);
         }
-    for (int64_t t = 0; t < BLOCK_TOKENS && first_token + t < product->num_tokens; ++t)
-        gptoss_product_finish(kernels, product, first_token + t, first_row, num_rows,
-                              work->results[t], bias);
+    for (int64_t t = 0; t < BLOCK_TOKENS && first_token + t < part->end_token; ++t)
+        gptoss_product_finish(kernels, product, part, first_token + t, work->results[t], bias);
 }
 
 /* The tokens first_token .. first_token + num_tokens - 1, MAX_TOKENS at most, of a product. */
@@ -341,15 +340,15 @@ static void multiply_pass(struct pass *pass, int64_t first_row, int64_t num_rows
 }
 
 static void multiply(const struct gptoss_kernels *kernels, const struct gptoss_product *product,
-                     int64_t first_row, int64_t num_rows, const float *bias, void *scratch) {
+                     const struct gptoss_product_part *part, const float *bias, void *scratch) {
     struct workplace *work = scratch;
-    struct pass pass = {.product = product};
-    for (; pass.first_token < product->num_tokens; pass.first_token += MAX_TOKENS) {
-        pass.num_tokens = at_most(product->num_tokens - pass.first_token, MAX_TOKENS);
-        multiply_pass(&pass, first_row, num_rows, work);
+    struct pass pass = {.product = product, .first_token = part->first_token};
+    for (; pass.first_token < part->end_token; pass.first_token += MAX_TOKENS) {
+        pass.num_tokens = at_most(part->end_token - pass.first_token, MAX_TOKENS);
+        multiply_pass(&pass, part->first_row, part->num_rows, work);
         for (int64_t block = 0; block * BLOCK_TOKENS < pass.num_tokens; ++block)
-            finish_block(kernels, product, pass.first_token + block * BLOCK_TOKENS, first_row,
-                         num_rows, bias, work, block);
+            finish_block(kernels, product, part, pass.first_token + block * BLOCK_TOKENS, bias, work,
+                         block);
     }
     _tile_release();
 }
