@@ -348,9 +348,7 @@ def forward(
     x = model["model.embed_tokens.weight"][np.asarray(tokens)]
     trace = {"embedding": x}
     for layer in range(config.num_layers):
-        x = _attention_block(
-            model, layer, x, rope, kv_dtype, trace, precision, attention_precision
-        )
+        x = _attention_block(model, layer, x, rope, kv_dtype, trace, precision, attention_precision)
         x = _expert_block(model, layer, x, (routes or {}).get(layer), trace, precision)
     trace["final_norm"] = rms_norm(x, model["model.norm.weight"], config.eps)
     trace["logits"] = as_factor(trace["final_norm"], precision) @ model.unembedding.T

@@ -91,9 +91,7 @@ def test_bits_are_those_of_the_documented_order(
 
 @needs_amx
 @both_caches
-def test_queries_together_have_the_bits_of_each_alone(
-    rng: np.random.Generator, dtype: Any
-) -> None:
+def test_queries_together_have_the_bits_of_each_alone(rng: np.random.Generator, dtype: Any) -> None:
     for head_dim in (6, 64, 80):
         keys, values, queries = random_tile(rng, head_dim, 129, dtype)
         first, end = np.sort(rng.integers(0, 65, 129)), np.sort(rng.integers(0, 65, 129))

@@ -51,8 +51,9 @@ GPTOSS_INLINE __m512 load_elements(const uint8_t *row, int64_t d, int64_t head_d
 
 /* Pairs (low[i], high[i]) as bf16. */
 GPTOSS_INLINE __m512i pair_up(__m512 low, __m512 high) {
-    static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    static const uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                       21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                       11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     return _mm512_permutexvar_epi16(_mm512_loadu_si512(order),
                                     (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
@@ -97,8 +98,8 @@ GPTOSS_INLINE void pack_values(const struct gptoss_attention_tile *tile, uint64_
         for (int64_t h = 0; h < KEY_GROUPS; ++h) {
             __m512 pairs[16];
             for (int64_t l = 0; l < 16; ++l)
-                pairs[l] = (__m512)load_value_pair(
-                    tile, seen, is_f16, h * GPTOSS_BF16_GROUP + 2 * l, t * 16, &check);
+                pairs[l] = (__m512)load_value_pair(tile, seen, is_f16,
+                                                   h * GPTOSS_BF16_GROUP + 2 * l, t * 16, &check);
             gptoss_transpose_16(pairs);
             for (int64_t r = 0; r < 16; ++r)
                 _mm512_storeu_ps(operands->values[t][h][r], pairs[r]);
@@ -200,18 +201,24 @@ static void weigh(const struct operands *operands, int64_t first, int64_t num_ti
 /* Scores become weights, two keys' as pairs. whole: all queries see all keys. */
 GPTOSS_INLINE void weigh_scores(struct party *party, float scale, bool whole, float *maximum,
                                 float *sum_out) {
-    for (int l = 0; l < QUERIES; ++l)
-        maximum[l] = -INFINITY;
-    for (int j = 0; j < KEYS; ++j)
-        for (int l = 0; l < QUERIES; ++l) {
-            bool sees = whole || (party->first[l] <= j && j < party->end[l]);
-            float s = sees ? party->scores[j][l] * scale : -INFINITY;
-            party->scores[j][l] = s;
-            maximum[l] = s > maximum[l] ? s : maximum[l];
-        }
-    /* -0 and +0 compare equal: whichever came first, the maximum is +0. */
-    for (int l = 0; l < QUERIES; ++l)
-        maximum[l] += 0.0f;
+    /* Four keys' maxima side by side: one would wait for the last. */
+    float maxima[4][QUERIES];
+    for (int l = 0; l < 4 * QUERIES; ++l)
+        maxima[l / QUERIES][l % QUERIES] = -INFINITY;
+    for (int j = 0; j < KEYS; j += 4)
+        for (int i = 0; i < 4; ++i)
+            for (int l = 0; l < QUERIES; ++l) {
+                bool sees = whole || (party->first[l] <= j + i && j + i < party->end[l]);
+                float s = sees ? party->scores[j + i][l] * scale : -INFINITY;
+                party->scores[j + i][l] = s;
+                maxima[i][l] = s > maxima[i][l] ? s : maxima[i][l];
+            }
+    for (int l = 0; l < QUERIES; ++l) {
+        float low = maxima[0][l] > maxima[1][l] ? maxima[0][l] : maxima[1][l];
+        float high = maxima[2][l] > maxima[3][l] ? maxima[2][l] : maxima[3][l];
+        /* -0 and +0 compare equal: whichever came first, the maximum is +0. */
+        maximum[l] = (low > high ? low : high) + 0.0f;
+    }
     const __m512i ones = _mm512_set1_epi32(0x3F803F80);
     __m512 sum = _mm512_setzero_ps();
     for (int j = 0; j < KEYS; j += 2) {
@@ -241,8 +248,7 @@ static void store_values(const struct gptoss_attention_tile *tile, const struct 
         __m512 block[16];
         /* A sum that was flushed to -0 becomes +0: which of the two depends on absent keys. */
         for (int r = 0; r < 16; ++r)
-            block[r] =
-                _mm512_add_ps(_mm512_loadu_ps(party->values[t][r]), _mm512_setzero_ps());
+            block[r] = _mm512_add_ps(_mm512_loadu_ps(party->values[t][r]), _mm512_setzero_ps());
         gptoss_transpose_16(block);
         for (int64_t i = 0; i < n; ++i)
             _mm512_mask_storeu_ps(tile->value + (query + i) * tile->head_dim + d, mask, block[i]);

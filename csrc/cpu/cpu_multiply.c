@@ -68,14 +68,12 @@ static int64_t tokens_of_task(const struct gptoss_product *product, int num_thre
 static struct gptoss_product_part part_of(const struct gptoss_product *product, int64_t task) {
     int64_t first_row = task % num_row_parts(product) * product->task_rows,
             first_token = task / num_row_parts(product) * product->task_tokens,
-            rows = product->matrix.num_rows - first_row,
-            tokens = product->num_tokens - first_token;
+            rows = product->matrix.num_rows - first_row, tokens = product->num_tokens - first_token;
     return (struct gptoss_product_part){
         .first_row = first_row,
         .num_rows = rows < product->task_rows ? rows : product->task_rows,
         .first_token = first_token,
-        .end_token =
-            first_token + (tokens < product->task_tokens ? tokens : product->task_tokens),
+        .end_token = first_token + (tokens < product->task_tokens ? tokens : product->task_tokens),
     };
 }
 
@@ -198,9 +196,8 @@ static void multiply_part(struct gptoss_cpu_backend *backend, const struct gptos
     const float *bias = NULL;
     if (product->bias != NULL) {
         gptoss_decode_elements(product->bias_dtype,
-                               product->bias +
-                                   (uint64_t)part->first_row *
-                                       gptoss_dtype_bytes(product->bias_dtype),
+                               product->bias + (uint64_t)part->first_row *
+                                                   gptoss_dtype_bytes(product->bias_dtype),
                                (size_t)part->num_rows, decoded);
         bias = decoded;
     }

@@ -23,7 +23,7 @@ enum { BLOCK_TOKENS = 2 * TILE, MAX_BLOCKS = 16, MAX_TOKENS = MAX_BLOCKS * BLOCK
 
 /* A thread's scratch. */
 struct workplace {
-    _Alignas(64) uint8_t weights[CHUNK_GROUPS][2][TILE_BYTES]; /* an expanded chunk */
+    _Alignas(64) uint8_t weights[CHUNK_GROUPS][2][TILE_BYTES];      /* an expanded chunk */
     _Alignas(64) float sums[MAX_BLOCKS][MAX_PANELS][4][TILE][TILE]; /* [row][token] by tile */
     float results[BLOCK_TOKENS][MAX_PANELS * PANEL_ROWS];
 };
@@ -258,7 +258,8 @@ static void multiply_block(const struct chunk *chunk, int64_t num_groups, const 
                            const uint8_t *inputs, int64_t piece_size, float sums[4][TILE][TILE],
                            bool is_first) {
 #define TILES(two_rows, two_tokens)                                                                \
-    multiply_tiles(chunk, num_groups, shape, inputs, piece_size, sums, is_first, two_rows, two_tokens)
+    multiply_tiles(chunk, num_groups, shape, inputs, piece_size, sums, is_first, two_rows,         \
+                   two_tokens)
     if (shape->rows[1] > 0 && shape->tokens[1] > 0)
         TILES(true, true);
     else if (shape->rows[1] > 0)
@@ -347,8 +348,8 @@ static void multiply(const struct gptoss_kernels *kernels, const struct gptoss_p
         pass.num_tokens = at_most(part->end_token - pass.first_token, MAX_TOKENS);
         multiply_pass(&pass, part->first_row, part->num_rows, work);
         for (int64_t block = 0; block * BLOCK_TOKENS < pass.num_tokens; ++block)
-            finish_block(kernels, product, part, pass.first_token + block * BLOCK_TOKENS, bias, work,
-                         block);
+            finish_block(kernels, product, part, pass.first_token + block * BLOCK_TOKENS, bias,
+                         work, block);
     }
     _tile_release();
 }

@@ -108,9 +108,11 @@ static void multiply_vectors(const struct gptoss_kernels *kernels,
         const uint8_t *x = (const uint8_t *)product->packed + token * vector_bytes(product);
         int64_t left = part->end_token - token, n = left < MAX_VECTORS ? left : MAX_VECTORS;
         if (matrix->layout == GPTOSS_LAYOUT_MXFP4)
-            dot_vectors(matrix, GPTOSS_LAYOUT_MXFP4, part->first_row, part->num_rows, x, n, results);
+            dot_vectors(matrix, GPTOSS_LAYOUT_MXFP4, part->first_row, part->num_rows, x, n,
+                        results);
         else if (matrix->layout == GPTOSS_LAYOUT_MXFP4_GGUF)
-            dot_vectors(matrix, GPTOSS_LAYOUT_MXFP4_GGUF, part->first_row, part->num_rows, x, n, results);
+            dot_vectors(matrix, GPTOSS_LAYOUT_MXFP4_GGUF, part->first_row, part->num_rows, x, n,
+                        results);
         else
             dot_vectors(matrix, GPTOSS_LAYOUT_BF16, part->first_row, part->num_rows, x, n, results);
         for (int64_t v = 0; v < n; ++v)

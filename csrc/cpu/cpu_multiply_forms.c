@@ -144,7 +144,8 @@ static void multiply_panel(const struct gptoss_kernels *kernels,
     prefetch_panel(&product->matrix, part->first_row + part->num_rows);
     int64_t tile_floats = padded_columns(product) * GPTOSS_TILE_TOKENS;
     int64_t end = (part->end_token + GPTOSS_TILE_TOKENS - 1) / GPTOSS_TILE_TOKENS;
-    for (int64_t tile = part->first_token / GPTOSS_TILE_TOKENS; tile < end; tile += GPTOSS_MAX_TILES) {
+    for (int64_t tile = part->first_token / GPTOSS_TILE_TOKENS; tile < end;
+         tile += GPTOSS_MAX_TILES) {
         int64_t num_tiles = end - tile < GPTOSS_MAX_TILES ? end - tile : GPTOSS_MAX_TILES;
         const float *x_tiles = (const float *)product->packed + tile * tile_floats;
         (scaled ? kernels->multiply_panel_scaled

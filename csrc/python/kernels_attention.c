@@ -163,7 +163,7 @@ static bool run_elementwise(const struct gptoss_kernels *kernels, const char *op
                                             : kernels->rope_neighbours)(x, y, z, half, num_heads);
     } else if (strcmp(operation, "attention_merge") == 0) {
         if ((is_done = have_bytes(arrays, 2, (int64_t[]){bytes, bytes - 8})))
-            kernels->attention_merge(&x[0], &x[1], x + 2, a, b, y, n - 2);
+            kernels->attention_merge(&x[0], &x[1], x + 2, &a, &b, y, 1, n - 2);
     } else {
         PyErr_Format(PyExc_ValueError, "no elementwise kernel %s", operation);
         is_done = false;

@@ -1,5 +1,5 @@
-/* The AVX-512, AVX512_BF16 and AMX intrinsics that csrc/cpu uses, in portable C on AVX2, so that its
- * kernels run where the processor has none of them. Included in front of their sources
+/* The AVX-512, AVX512_BF16 and AMX intrinsics that csrc/cpu uses, in portable C on AVX2, so that
+ * its kernels run where the processor has none of them. Included in front of their sources
  * (tests/emulation.py). Results are the instructions', bit for bit, but that NaN is any NaN. */
 #ifndef GPTOSS_TESTS_EMULATE_AVX512_H
 #define GPTOSS_TESTS_EMULATE_AVX512_H
@@ -42,35 +42,35 @@ EMULATED void emulated_storeu_si512(void *to, __m512i a) {
 EMULATED __m512 emulated_maskz_loadu_ps(uint32_t mask, const void *from) {
     __m512 a = {0};
     EMULATED_LANES(16)
-        if (mask >> i & 1)
-            memcpy((float *)&a + i, (const float *)from + i, 4);
+    if (mask >> i & 1)
+        memcpy((float *)&a + i, (const float *)from + i, 4);
     return a;
 }
 EMULATED __m512i emulated_maskz_loadu_epi16(uint32_t mask, const void *from) {
     __m512i a = {0};
     EMULATED_LANES(32)
-        if (mask >> i & 1)
-            memcpy((uint8_t *)&a + 2 * i, (const uint8_t *)from + 2 * i, 2);
+    if (mask >> i & 1)
+        memcpy((uint8_t *)&a + 2 * i, (const uint8_t *)from + 2 * i, 2);
     return a;
 }
 EMULATED __m512i emulated_maskz_loadu_epi8(uint64_t mask, const void *from) {
     __m512i a = {0};
     EMULATED_LANES(64)
-        if (mask >> i & 1)
-            ((uint8_t *)&a)[i] = ((const uint8_t *)from)[i];
+    if (mask >> i & 1)
+        ((uint8_t *)&a)[i] = ((const uint8_t *)from)[i];
     return a;
 }
 EMULATED __m256i emulated_256_maskz_loadu_epi16(uint32_t mask, const void *from) {
     __m256i a = {0};
     EMULATED_LANES(16)
-        if (mask >> i & 1)
-            memcpy((uint8_t *)&a + 2 * i, (const uint8_t *)from + 2 * i, 2);
+    if (mask >> i & 1)
+        memcpy((uint8_t *)&a + 2 * i, (const uint8_t *)from + 2 * i, 2);
     return a;
 }
 EMULATED void emulated_mask_storeu_ps(void *to, uint32_t mask, __m512 a) {
     EMULATED_LANES(16)
-        if (mask >> i & 1)
-            memcpy((float *)to + i, (const float *)&a + i, 4);
+    if (mask >> i & 1)
+        memcpy((float *)to + i, (const float *)&a + i, 4);
 }
 EMULATED __m512 emulated_set1_ps(float a) {
     return (__m512){a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a};
@@ -80,18 +80,18 @@ EMULATED __m512i emulated_set1_epi32(int32_t a) {
 }
 EMULATED __m512 emulated_maskz_mov_ps(uint32_t mask, __m512 a) {
     EMULATED_LANES(16)
-        a[i] = mask >> i & 1 ? a[i] : 0.0f;
+    a[i] = mask >> i & 1 ? a[i] : 0.0f;
     return a;
 }
 EMULATED __m512i emulated_mask_mov_epi32(__m512i a, uint32_t mask, __m512i b) {
     emulated_ints x = (emulated_ints)a, y = (emulated_ints)b;
     EMULATED_LANES(16)
-        x[i] = mask >> i & 1 ? y[i] : x[i];
+    x[i] = mask >> i & 1 ? y[i] : x[i];
     return (__m512i)x;
 }
 EMULATED __m512 emulated_mask_broadcastss_ps(__m512 a, uint32_t mask, __m128 b) {
     EMULATED_LANES(16)
-        a[i] = mask >> i & 1 ? b[0] : a[i];
+    a[i] = mask >> i & 1 ? b[0] : a[i];
     return a;
 }
 EMULATED __m512i emulated_broadcast_i64x4(__m256i a) {
@@ -123,9 +123,9 @@ EMULATED __m256 emulated_extractf32x8_ps(__m512 a, int half) {
 EMULATED __m512 emulated_fmadd_ps(__m512 a, __m512 b, __m512 c) {
     __m512 out;
     for (int half = 0; half < 2; ++half) {
-        __m256 sum = _mm256_fmadd_ps(emulated_extractf32x8_ps(a, half),
-                                     emulated_extractf32x8_ps(b, half),
-                                     emulated_extractf32x8_ps(c, half));
+        __m256 sum =
+            _mm256_fmadd_ps(emulated_extractf32x8_ps(a, half), emulated_extractf32x8_ps(b, half),
+                            emulated_extractf32x8_ps(c, half));
         memcpy((uint8_t *)&out + 32 * half, &sum, 32);
     }
     return out;
@@ -133,25 +133,25 @@ EMULATED __m512 emulated_fmadd_ps(__m512 a, __m512 b, __m512 c) {
 EMULATED __m512 emulated_mask3_fmadd_ps(__m512 a, __m512 b, __m512 c, uint32_t mask) {
     __m512 sum = emulated_fmadd_ps(a, b, c);
     EMULATED_LANES(16)
-        c[i] = mask >> i & 1 ? sum[i] : c[i];
+    c[i] = mask >> i & 1 ? sum[i] : c[i];
     return c;
 }
 EMULATED __m512i emulated_srlv_epi32(__m512i a, __m512i counts) {
     emulated_words x = (emulated_words)a, n = (emulated_words)counts;
     EMULATED_LANES(16)
-        x[i] = n[i] < 32 ? x[i] >> n[i] : 0;
+    x[i] = n[i] < 32 ? x[i] >> n[i] : 0;
     return (__m512i)x;
 }
 EMULATED __m512i emulated_max_epu32(__m512i a, __m512i b) {
     emulated_words x = (emulated_words)a, y = (emulated_words)b;
     EMULATED_LANES(16)
-        x[i] = x[i] > y[i] ? x[i] : y[i];
+    x[i] = x[i] > y[i] ? x[i] : y[i];
     return (__m512i)x;
 }
 EMULATED uint32_t emulated_cmpeq_epi32_mask(__m512i a, __m512i b) {
     uint32_t mask = 0;
     EMULATED_LANES(16)
-        mask |= (uint32_t)(((emulated_ints)a)[i] == ((emulated_ints)b)[i]) << i;
+    mask |= (uint32_t)(((emulated_ints)a)[i] == ((emulated_ints)b)[i]) << i;
     return mask;
 }
 
@@ -160,13 +160,13 @@ EMULATED uint32_t emulated_cmpeq_epi32_mask(__m512i a, __m512i b) {
 EMULATED __m512i emulated_cvtepi8_epi32(__m128i a) {
     emulated_ints out;
     EMULATED_LANES(16)
-        out[i] = ((const int8_t *)&a)[i];
+    out[i] = ((const int8_t *)&a)[i];
     return (__m512i)out;
 }
 EMULATED __m512i emulated_cvtepu8_epi32(__m128i a) {
     emulated_ints out;
     EMULATED_LANES(16)
-        out[i] = ((const uint8_t *)&a)[i];
+    out[i] = ((const uint8_t *)&a)[i];
     return (__m512i)out;
 }
 EMULATED __m512i emulated_cvtepu16_epi32(__m256i a) {
@@ -174,7 +174,7 @@ EMULATED __m512i emulated_cvtepu16_epi32(__m256i a) {
     memcpy(in, &a, sizeof in);
     emulated_ints out;
     EMULATED_LANES(16)
-        out[i] = in[i];
+    out[i] = in[i];
     return (__m512i)out;
 }
 EMULATED __m512 emulated_cvtepi32_ps(__m512i a) {
@@ -203,14 +203,14 @@ EMULATED __m512 emulated_unpack_ps(__m512 a, __m512 b, int high) {
 EMULATED __m512d emulated_unpack_pd(__m512d a, __m512d b, int high) {
     __m512d out;
     EMULATED_LANES(8)
-        out[i] = i % 2 ? b[i / 2 * 2 + high] : a[i / 2 * 2 + high];
+    out[i] = i % 2 ? b[i / 2 * 2 + high] : a[i / 2 * 2 + high];
     return out;
 }
 EMULATED __m512 emulated_shuffle_f32x4(__m512 a, __m512 b, int control) {
     __m512 out;
     EMULATED_LANES(4)
-        memcpy((float *)&out + 4 * i,
-               (const float *)(i < 2 ? &a : &b) + 4 * (control >> 2 * i & 3), 16);
+    memcpy((float *)&out + 4 * i, (const float *)(i < 2 ? &a : &b) + 4 * (control >> 2 * i & 3),
+           16);
     return out;
 }
 EMULATED __m512 emulated_permutexvar_ps(__m512i indices, __m512 table) {
@@ -218,7 +218,7 @@ EMULATED __m512 emulated_permutexvar_ps(__m512i indices, __m512 table) {
     float entries[16];
     memcpy(entries, &table, sizeof entries);
     EMULATED_LANES(16)
-        out[i] = entries[((emulated_ints)indices)[i] & 15];
+    out[i] = entries[((emulated_ints)indices)[i] & 15];
     return out;
 }
 EMULATED __m512i emulated_permutexvar_epi16(__m512i indices, __m512i table) {
@@ -227,7 +227,7 @@ EMULATED __m512i emulated_permutexvar_epi16(__m512i indices, __m512i table) {
     memcpy(entries, &table, sizeof entries);
     memcpy(at, &indices, sizeof at);
     EMULATED_LANES(32)
-        out[i] = entries[at[i] & 31];
+    out[i] = entries[at[i] & 31];
     return (__m512i)out;
 }
 
@@ -256,7 +256,7 @@ EMULATED uint16_t emulated_round_bf16(float x) {
 EMULATED __m256i emulated_cvtneps_pbh(__m512 a) {
     uint16_t out[16];
     EMULATED_LANES(16)
-        out[i] = emulated_round_bf16(a[i]);
+    out[i] = emulated_round_bf16(a[i]);
     __m256i b;
     memcpy(&b, out, 32);
     return b;
