@@ -323,6 +323,25 @@ static int64_t at_most(int64_t n, int64_t limit) {
     return n < limit ? n : limit;
 }
 
+/* Where the weights begin that are needed after a place. A thread goes on with the rows below, most
+ * likely. Of a single panel's codes those are all that is asked for: a panel ahead is early enough,
+ * a chunk of columns is not. */
+static struct place next_place(const struct gptoss_matrix *matrix, const struct place *place,
+                               int64_t first_row, int64_t num_rows) {
+    struct place next = *place;
+    bool is_last_panel = place->first_row + PANEL_ROWS >= first_row + num_rows;
+    bool are_single_codes = num_rows <= PANEL_ROWS && gptoss_layout_is_scaled(matrix->layout);
+    next.first_row += PANEL_ROWS;
+    if (!is_last_panel || are_single_codes)
+        return next;
+    next.first_group += CHUNK_GROUPS;
+    if (next.first_group < gptoss_bf16_num_groups(matrix->num_columns))
+        next.first_row = first_row;
+    else
+        next.first_group = 0;
+    return next;
+}
+
 static void multiply_pass(struct pass *pass, int64_t first_row, int64_t num_rows,
                           struct workplace *work) {
     int64_t all_groups = gptoss_bf16_num_groups(pass->product->matrix.num_columns);
@@ -330,12 +349,7 @@ static void multiply_pass(struct pass *pass, int64_t first_row, int64_t num_rows
         for (int64_t row = 0; row < num_rows; row += PANEL_ROWS) {
             struct place place = {first_row + row, at_most(num_rows - row, PANEL_ROWS), group,
                                   at_most(all_groups - group, CHUNK_GROUPS)};
-            struct place next = place;
-            next.first_row += PANEL_ROWS;
-            if (row + PANEL_ROWS >= num_rows && group + CHUNK_GROUPS < all_groups)
-                next = (struct place){first_row, 0, group + CHUNK_GROUPS, 0};
-            else if (row + PANEL_ROWS >= num_rows)
-                next.first_group = 0;
+            struct place next = next_place(&pass->product->matrix, &place, first_row, num_rows);
             multiply_place(pass, &place, &next, row / PANEL_ROWS, work);
         }
 }
