@@ -107,11 +107,12 @@ def test_queries_together_have_the_bits_of_each_alone(rng: np.random.Generator, 
     HAS_AMX or not dict(_core.isas()).get("avx2"),
     reason="the processor runs the tests above itself, or cannot emulate it",
 )
+@pytest.mark.build
 def test_the_same_emulated(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent
     subprocess.run([sys.executable, root / "emulation.py", tmp_path], check=True)
-    tests = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    tests = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", __file__]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(tests, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout and "failed" not in done.stdout, done.stdout
+    assert " passed, 1 skipped" in done.stdout, done.stdout  # this test
