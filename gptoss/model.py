@@ -155,9 +155,9 @@ class Model:
         isa: the instruction set, by default the best there is for the precision (gptoss doctor
             lists them). With "fp32" results are the same bits.
         precision: "fp32", the default, or "bf16": activations are rounded to bfloat16 before every
-            matrix product, which AMX ("amx") or AVX512_BF16 ("avx512_bf16") then multiplies.
-            Processors with neither refuse it. Results depend on the instruction set, and on
-            nothing else.
+            matrix product, which AMX ("amx") or AVX512_BF16 ("avx512_bf16") then multiplies; on
+            AMX in attention too. Processors with neither refuse it. Results depend on the
+            instruction set, and on nothing else.
         tokenizer: a Tokenizer, or the path of one; by default what a GGUF file holds, else the
             tokenizer.json beside the weights.
         mmap: use the weights in place in the mapped files; False reads them into memory.

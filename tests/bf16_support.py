@@ -89,10 +89,21 @@ def product(isa: str, matrix: kernels.Matrix, x: Array) -> Array:
                 lanes = step(w[..., 1], v[..., 1], lanes)
                 lanes = step(w[..., 0], v[..., 0], lanes)
             return sum_lanes(lanes)
-        total = np.zeros(shape, np.float32)
-        for g in range(weights.shape[2]):
-            sums = np.zeros((*shape, 2), np.float32)
-            for pair in range(16):
-                sums = step(weights[:, :, g, pair], inputs[:, :, g, pair], sums)
-            total = flush(total + flush(sums[..., 0] + sums[..., 1]))
-        return total
+        return _sum_as_amx(weights, inputs)
+
+
+def _sum_as_amx(weights: Array, inputs: Array) -> Array:
+    """Pairs (..., groups, 16, 2) each -> sums (...)."""
+    shape = np.broadcast_shapes(weights.shape, inputs.shape)
+    total = np.zeros(shape[:-3], np.float32)
+    for g in range(shape[-3]):
+        sums = np.zeros((*shape[:-3], 2), np.float32)
+        for pair in range(16):
+            sums = step(weights[..., g, pair, :], inputs[..., g, pair, :], sums)
+        total = flush(total + flush(sums[..., 0] + sums[..., 1]))
+    return total
+
+
+def amx_dots(rows: Array, vector: Array) -> Array:
+    """rows (n, columns), vector (columns,), both rounded already -> (n,)."""
+    return _sum_as_amx(_pairs(rows, "bf16"), _pairs(vector[None], "bf16"))

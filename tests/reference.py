@@ -266,10 +266,14 @@ def rotate(x: Array, cosine: Array, sine: Array) -> Array:
 
 
 def attention(
-    q: Array, k: Array, v: Array, sinks: Array, window: int | None
+    q: Array, k: Array, v: Array, sinks: Array, window: int | None, precision: str = "fp32"
 ) -> tuple[Array, Array]:
-    """q (rows, heads, d); k, v (rows, kv_heads, d) -> output as q, sink mass (rows, heads)."""
+    """q (rows, heads, d); k, v (rows, kv_heads, d) -> output as q, sink mass (rows, heads).
+
+    precision "bf16" also rounds weights, relative to the highest of each 64 positions.
+    """
     rows, heads, head_dim = q.shape
+    q, k, v = (as_factor(x, precision) for x in (q, k, v))
     group = heads // k.shape[1]
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     scores = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(head_dim)
@@ -278,6 +282,9 @@ def attention(
     scores = np.where(visible, scores, -np.inf)
     top = np.maximum(scores.max(axis=-1), sinks[:, None])
     weights = np.exp(scores - top[..., None])
+    for tile in (slice(start, start + 64) for start in range(0, rows, 64)):
+        highest = weights[..., tile].max(axis=-1, keepdims=True) + 1e-300
+        weights[..., tile] = as_factor(weights[..., tile] / highest, precision) * highest
     sink = np.exp(sinks[:, None] - top)
     total = weights.sum(axis=-1) + sink
     output = np.einsum("hqk,khd->qhd", weights / total[..., None], v)
@@ -320,12 +327,14 @@ def forward(
     kv_dtype: str = "f32",
     routes: dict[int, Array] | None = None,
     precision: str = "fp32",
+    attention_precision: str = "fp32",
 ) -> dict[str, Array]:
     """Every named activation of a whole sequence, and "logits" (rows, vocab_size), all float64 but
     for the expert ids.
 
     kv_dtype "f16" rounds keys and values to binary16 before they are used, as the engine's default
-    cache does. precision "bf16" rounds what every matrix product takes. routes forces the experts
+    cache does. precision "bf16" rounds what every matrix product takes, attention_precision what
+    attention multiplies. routes forces the experts
     (rows, k) of the layers it names: two implementations may part where two logits all but tie.
     """
     config = model.config
@@ -339,7 +348,7 @@ def forward(
     x = model["model.embed_tokens.weight"][np.asarray(tokens)]
     trace = {"embedding": x}
     for layer in range(config.num_layers):
-        x = _attention_block(model, layer, x, rope, kv_dtype, trace, precision)
+        x = _attention_block(model, layer, x, rope, kv_dtype, trace, precision, attention_precision)
         x = _expert_block(model, layer, x, (routes or {}).get(layer), trace, precision)
     trace["final_norm"] = rms_norm(x, model["model.norm.weight"], config.eps)
     trace["logits"] = as_factor(trace["final_norm"], precision) @ model.unembedding.T
@@ -354,6 +363,7 @@ def _attention_block(
     kv_dtype: str,
     trace: dict[str, Array],
     precision: str,
+    attention_precision: str,
 ) -> Array:
     config, prefix, tap = model.config, f"model.layers.{layer}.", f"layers.{layer}."
     normed = rms_norm(x, model[prefix + "input_layernorm.weight"], config.eps)
@@ -367,7 +377,8 @@ def _attention_block(
     if kv_dtype == "f16":
         k, v = k.astype(np.float16).astype(np.float64), v.astype(np.float16).astype(np.float64)
     window = config.window if config.is_sliding[layer] else None
-    output, sink_mass = attention(q, k, v, model[prefix + "self_attn.sinks"], window)
+    sinks = model[prefix + "self_attn.sinks"]
+    output, sink_mass = attention(q, k, v, sinks, window, attention_precision)
     attended = output.reshape(len(x), -1)
     residual: Array = x + model.linear(prefix + "self_attn.o_proj", attended, precision)
     trace |= {

@@ -9,7 +9,18 @@
 struct gptoss_bf16_unit {
     const char *isa;
     const struct gptoss_product_form *vector_form, *panel_form; /* for few tokens, for more */
+    /* By the type of the cache; NULL: attention stays in float32. */
+    gptoss_attention_tile_fn *attention_tile_f32, *attention_tile_f16;
 };
+
+/* What attends to a tile; unit: NULL at precision fp32. */
+static inline gptoss_attention_tile_fn *
+gptoss_attention_tile_select(const struct gptoss_kernels *kernels,
+                             const struct gptoss_bf16_unit *unit, bool is_f16) {
+    if (unit != NULL && unit->attention_tile_f16 != NULL)
+        return is_f16 ? unit->attention_tile_f16 : unit->attention_tile_f32;
+    return is_f16 ? kernels->attention_tile_f16 : kernels->attention_tile_f32;
+}
 
 /* The layouts that units multiply. Products of the others are float32 products of inputs that were
  * rounded to bf16. */

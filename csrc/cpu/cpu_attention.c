@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "cpu/cpu_backend.h"
+#include "cpu/bf16_units.h"
 #include "numeric/dtype.h"
 #include "numeric/float_math.h"
 #include "status.h"
@@ -154,16 +154,14 @@ static int32_t clamp_to_tile(int64_t key) {
     return key < 0 ? 0 : key > GPTOSS_ATTENTION_TILE ? GPTOSS_ATTENTION_TILE : (int32_t)key;
 }
 
-/* Which keys of a tile a query of the block sees; returns whether any. */
+/* Which keys of a tile a row of the block sees; returns whether any. */
 static bool see_keys(const struct attention *work, const struct block *block, int64_t tile,
-                     int64_t query, struct block_memory *memory) {
-    int64_t position = work->table->rows[block->first_row + query / work->group].position;
+                     int64_t row, int32_t *first, int32_t *end) {
+    int64_t position = work->table->rows[block->first_row + row].position;
     int64_t start = tile * GPTOSS_ATTENTION_TILE;
-    int32_t first = clamp_to_tile(first_visible(position, work->operation->window) - start);
-    int32_t end = clamp_to_tile(position + 1 - start);
-    memory->first_key[query] = first;
-    memory->end_key[query] = end;
-    return end > first;
+    *first = clamp_to_tile(first_visible(position, work->operation->window) - start);
+    *end = clamp_to_tile(position + 1 - start);
+    return *end > *first;
 }
 
 /* The queries of the block, each in a row of its own. */
@@ -184,7 +182,6 @@ static void attend_tile(const struct attention *work, const struct block *block,
                         int64_t tile_index, struct block_memory *memory,
                         const struct results *out) {
     const struct gptoss_attention *operation = work->operation;
-    const struct gptoss_kernels *kernels = work->backend->kernels;
     const struct gptoss_cache *cache =
         work->table->caches[work->table->rows[block->first_row].slot];
     struct gptoss_kv_view view;
@@ -192,8 +189,14 @@ static void attend_tile(const struct attention *work, const struct block *block,
     uint64_t at = (uint64_t)kv_head * view.head_stride_bytes +
                   (uint64_t)(tile_index * GPTOSS_ATTENTION_TILE) * view.row_bytes;
     int64_t num_queries = block->num_rows * work->group;
-    for (int64_t i = 0; i < num_queries; ++i)
-        see_keys(work, block, tile_index, i, memory);
+    for (int64_t i = 0; i < num_queries;) {
+        int32_t first, end;
+        see_keys(work, block, tile_index, i / work->group, &first, &end);
+        for (int64_t row_end = i + work->group; i < row_end; ++i) {
+            memory->first_key[i] = first;
+            memory->end_key[i] = end;
+        }
+    }
     struct gptoss_attention_tile tile = {
         .keys = (const uint8_t *)view.keys + at,
         .values = (const uint8_t *)view.values + at,
@@ -210,7 +213,8 @@ static void attend_tile(const struct attention *work, const struct block *block,
         .value = out->value,
     };
     bool f16 = gptoss_cpu_cache_shape(cache)->dtype == GPTOSS_DTYPE_F16;
-    (f16 ? kernels->attention_tile_f16 : kernels->attention_tile_f32)(&tile, memory->kernel);
+    gptoss_attention_tile_select(work->backend->kernels, work->backend->bf16_unit,
+                                 f16)(&tile, memory->kernel);
 }
 
 /* A query's state begins as (maximum, sum, value) = (sink, 1, 0), without sinks as (-infinity, 0,
@@ -225,12 +229,27 @@ static void begin_query(const struct attention *work, int64_t kv_head, int64_t q
     memset(state->value + query * head_dim, 0, (size_t)head_dim * sizeof *state->value);
 }
 
-static void join_tile(const struct attention *work, int64_t query, const struct results *tile,
-                      const struct results *state) {
+static void join_tile(const struct attention *work, int64_t query, int64_t num_queries,
+                      const struct results *tile, const struct results *state) {
     int64_t head_dim = work->operation->head_dim;
-    work->backend->kernels->attention_merge(
-        &state->maximum[query], &state->sum[query], state->value + query * head_dim,
-        tile->maximum[query], tile->sum[query], tile->value + query * head_dim, head_dim);
+    work->backend->kernels->attention_merge(&state->maximum[query], &state->sum[query],
+                                            state->value + query * head_dim, &tile->maximum[query],
+                                            &tile->sum[query], tile->value + query * head_dim,
+                                            num_queries, head_dim);
+}
+
+/* The queries that see some of the tile. */
+static void join_queries(const struct attention *work, int64_t num_queries,
+                         const struct block_memory *memory) {
+    for (int64_t i = 0; i < num_queries;) {
+        int64_t first = i;
+        while (i < num_queries && memory->end_key[i] > memory->first_key[i])
+            ++i;
+        if (i > first)
+            join_tile(work, first, i - first, &memory->tile, &memory->state);
+        else
+            ++i;
+    }
 }
 
 static void end_query(const struct attention *work, const struct block *block, int64_t kv_head,
@@ -259,9 +278,7 @@ static void block_task(void *context, int64_t task, int thread) {
         begin_query(work, kv_head, i, &memory.state);
     for (int64_t tile = block->first_tile; tile < block->first_tile + block->num_tiles; ++tile) {
         attend_tile(work, block, kv_head, tile, &memory, &memory.tile);
-        for (int64_t i = 0; i < num_queries; ++i)
-            if (memory.end_key[i] > memory.first_key[i])
-                join_tile(work, i, &memory.tile, &memory.state);
+        join_queries(work, num_queries, &memory);
     }
     for (int64_t i = 0; i < num_queries; ++i)
         end_query(work, block, kv_head, i, &memory.state);
@@ -305,8 +322,9 @@ static void join_task(void *context, int64_t task, int thread) {
     begin_query(work, kv_head, query, &memory.state);
     for (int64_t tile = 0; tile < block->num_tiles; ++tile) {
         struct results kept = kept_results(work, index, kv_head, tile);
-        if (see_keys(work, block, block->first_tile + tile, query, &memory))
-            join_tile(work, query, &kept, &memory.state);
+        int32_t first, end;
+        if (see_keys(work, block, block->first_tile + tile, query / work->group, &first, &end))
+            join_tile(work, query, 1, &kept, &memory.state);
     }
     end_query(work, block, kv_head, query, &memory.state);
 }

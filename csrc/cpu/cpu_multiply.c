@@ -14,6 +14,8 @@
 #define MAX_VECTOR_TOKENS 8
 #define MAX_VECTOR_TOKENS_TRANSPOSED 1
 #define MAX_VECTOR_TOKENS_BF16 3
+/* Tasks a thread if a matrix with few rows is cut by tokens. */
+#define TOKEN_TASKS 2
 /* Packed bytes from which packing is worth the threads' waking. */
 #define MIN_SHARED_PACK_BYTES 65536
 
@@ -44,8 +46,35 @@ static int64_t rows_of_task(const struct gptoss_product *product) {
     return rows < 8 ? 8 : rows < form->task_rows ? rows : form->task_rows;
 }
 
-static int64_t num_row_tasks(const struct gptoss_product *product) {
+static int64_t num_row_parts(const struct gptoss_product *product) {
     return (product->matrix.num_rows + product->task_rows - 1) / product->task_rows;
+}
+
+static int64_t num_tasks(const struct gptoss_product *product) {
+    return num_row_parts(product) *
+           ((product->num_tokens + product->task_tokens - 1) / product->task_tokens);
+}
+
+/* All, but where the matrix has too few rows for the threads, as a router has. */
+static int64_t tokens_of_task(const struct gptoss_product *product, int num_threads) {
+    int64_t wanted = TOKEN_TASKS * num_threads / num_row_parts(product);
+    if (num_row_parts(product) >= num_threads)
+        return product->num_tokens;
+    int64_t tokens = (product->num_tokens + wanted - 1) / wanted;
+    return (tokens + GPTOSS_PART_TOKENS - 1) / GPTOSS_PART_TOKENS * GPTOSS_PART_TOKENS;
+}
+
+/* Rows vary fastest: neighbours share their tokens. */
+static struct gptoss_product_part part_of(const struct gptoss_product *product, int64_t task) {
+    int64_t first_row = task % num_row_parts(product) * product->task_rows,
+            first_token = task / num_row_parts(product) * product->task_tokens,
+            rows = product->matrix.num_rows - first_row, tokens = product->num_tokens - first_token;
+    return (struct gptoss_product_part){
+        .first_row = first_row,
+        .num_rows = rows < product->task_rows ? rows : product->task_rows,
+        .first_token = first_token,
+        .end_token = first_token + (tokens < product->task_tokens ? tokens : product->task_tokens),
+    };
 }
 
 /* ---- packing ---- */
@@ -133,8 +162,10 @@ static void join_gate_and_up(const struct gptoss_kernels *kernels,
 }
 
 void gptoss_product_finish(const struct gptoss_kernels *kernels,
-                           const struct gptoss_product *product, int64_t token, int64_t first_row,
-                           int64_t num_rows, float *results, const float *bias) {
+                           const struct gptoss_product *product,
+                           const struct gptoss_product_part *part, int64_t token, float *results,
+                           const float *bias) {
+    int64_t first_row = part->first_row, num_rows = part->num_rows;
     int64_t line = product->out_lines == NULL ? token : product->out_lines[token];
     float *out = product->out + line * product->out_stride;
     if (bias != NULL)
@@ -159,62 +190,60 @@ void gptoss_product_finish(const struct gptoss_kernels *kernels,
     }
 }
 
-static void multiply_rows(struct gptoss_cpu_backend *backend, const struct gptoss_product *product,
-                          int64_t first_row, int thread) {
-    int64_t num_rows = product->matrix.num_rows - first_row;
-    if (num_rows > product->task_rows)
-        num_rows = product->task_rows;
+static void multiply_part(struct gptoss_cpu_backend *backend, const struct gptoss_product *product,
+                          const struct gptoss_product_part *part, int thread) {
     float decoded[GPTOSS_MAX_TASK_ROWS];
     const float *bias = NULL;
     if (product->bias != NULL) {
         gptoss_decode_elements(product->bias_dtype,
-                               product->bias +
-                                   (uint64_t)first_row * gptoss_dtype_bytes(product->bias_dtype),
-                               (size_t)num_rows, decoded);
+                               product->bias + (uint64_t)part->first_row *
+                                                   gptoss_dtype_bytes(product->bias_dtype),
+                               (size_t)part->num_rows, decoded);
         bias = decoded;
     }
-    product->form->multiply(backend->kernels, product, first_row, num_rows, bias,
+    product->form->multiply(backend->kernels, product, part, bias,
                             backend->thread_scratch[thread].memory);
 }
 
 static void multiply_task(void *context, int64_t task, int thread) {
     struct multiplication *work = context;
     const struct gptoss_product *product = work->products;
-    while (task >= num_row_tasks(product))
-        task -= num_row_tasks(product++);
-    int64_t first_row = task * product->task_rows;
+    while (task >= num_tasks(product))
+        task -= num_tasks(product++);
+    struct gptoss_product_part part = part_of(product, task);
     if (product->up.data == NULL) {
-        multiply_rows(work->backend, product, first_row, thread);
+        multiply_part(work->backend, product, &part, thread);
         return;
     }
     /* The gate's results wait in out, so that one panel is in cache at a time. */
     struct gptoss_product half = *product;
     half.end = GPTOSS_PRODUCT_STORE;
-    multiply_rows(work->backend, &half, first_row, thread);
+    multiply_part(work->backend, &half, &part, thread);
     half.end = product->end;
     half.matrix = product->up;
     half.bias = product->up_bias;
     half.addends = product->up_addends;
     half.num_addends = product->num_up_addends;
-    multiply_rows(work->backend, &half, first_row, thread);
+    multiply_part(work->backend, &half, &part, thread);
 }
 
 enum gptoss_status gptoss_cpu_multiply(struct gptoss_cpu_backend *backend,
                                        struct gptoss_product *products, int32_t num_products) {
     struct multiplication work = {
         .backend = backend, .products = products, .num_products = num_products};
-    int64_t row_tasks = 0;
+    int64_t all_tasks = 0;
     uint64_t scratch_bytes = 0;
     for (int32_t p = 0; p < num_products; ++p) {
         struct gptoss_product *product = &products[p];
         assert(product->end != GPTOSS_PRODUCT_SWIGLU || product->matrix.num_rows % 2 == 0);
         product->form = choose_form(backend->bf16_unit, product);
         product->task_rows = rows_of_task(product);
-        row_tasks += num_row_tasks(product);
+        product->task_tokens = tokens_of_task(product, backend->num_threads);
+        all_tasks += num_tasks(product);
         uint64_t needed = product->form->scratch_bytes(product);
         scratch_bytes = needed > scratch_bytes ? needed : scratch_bytes;
     }
     GPTOSS_TRY(gptoss_thread_scratch_reserve(backend, scratch_bytes));
     GPTOSS_TRY(pack(&work));
-    return gptoss_cpu_run(backend, multiply_task, &work, row_tasks);
+    return gptoss_cpu_run(backend, multiply_task, &work, all_tasks);
 }

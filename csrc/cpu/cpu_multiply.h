@@ -43,9 +43,18 @@ struct gptoss_product {
     int32_t num_addends, num_up_addends;
     /* Set by gptoss_cpu_multiply. */
     const struct gptoss_product_form *form;
-    int64_t task_rows;
+    int64_t task_rows, task_tokens;
     const void *packed; /* the pieces of its input */
 };
+
+/* What a task computes: some rows of a matrix with some tokens, all of them but where the matrix
+ * has too few rows for the threads. */
+struct gptoss_product_part {
+    int64_t first_row, num_rows;
+    int64_t first_token, end_token; /* the first is a multiple of GPTOSS_PART_TOKENS */
+};
+/* Whole pieces and blocks of every form. */
+#define GPTOSS_PART_TOKENS 96
 
 /* All products at once, spread over the threads. */
 enum gptoss_status gptoss_cpu_multiply(struct gptoss_cpu_backend *backend,
@@ -59,8 +68,8 @@ enum gptoss_status gptoss_cpu_multiply_dense(struct gptoss_cpu_backend *backend,
 
 #define GPTOSS_MAX_TASK_ROWS 64
 
-/* A way to carry out products: what the input is packed into, and what multiplies it. A task is
- * some rows of a matrix with all tokens: task_rows, or fewer where task_bytes says so. */
+/* A way to carry out products: what the input is packed into, and what multiplies it. A task has
+ * task_rows rows of a matrix, or fewer where task_bytes says so. */
 struct gptoss_product_form {
     int64_t task_rows;    /* a multiple of 8, at most GPTOSS_MAX_TASK_ROWS */
     int64_t task_bytes;   /* of weights that a task should read, 0: any number */
@@ -71,7 +80,7 @@ struct gptoss_product_form {
     uint64_t (*scratch_bytes)(const struct gptoss_product *product); /* of a thread */
     /* bias: [num_rows] or NULL. Ends in gptoss_product_finish for every token. */
     void (*multiply)(const struct gptoss_kernels *kernels, const struct gptoss_product *product,
-                     int64_t first_row, int64_t num_rows, const float *bias, void *scratch);
+                     const struct gptoss_product_part *part, const float *bias, void *scratch);
 };
 
 static inline int64_t gptoss_product_num_pieces(const struct gptoss_product *product) {
@@ -82,11 +91,12 @@ static inline const float *gptoss_product_input(const struct gptoss_product *pro
     int64_t line = product->x_lines == NULL ? token : product->x_lines[token];
     return product->x + line * product->x_stride;
 }
-/* Adds bias and addends to one token's results for rows first_row .. and puts them where they
- * belong; results is overwritten. */
+/* Adds bias and addends to one token's results for the part's rows and puts them where they belong;
+ * results is overwritten. */
 void gptoss_product_finish(const struct gptoss_kernels *kernels,
-                           const struct gptoss_product *product, int64_t token, int64_t first_row,
-                           int64_t num_rows, float *results, const float *bias);
+                           const struct gptoss_product *product,
+                           const struct gptoss_product_part *part, int64_t token, float *results,
+                           const float *bias);
 
 /* The form for so many tokens: each row of the matrix times each vector, read once from memory;
  * or panels of rows expanded to float32 once and multiplied by all tokens, a tile at a time. Both

@@ -14,18 +14,18 @@
 #include "cpu/bf16_rows.h"
 #include "cpu/bf16_units.h"
 
-enum { TILE = 16, TILE_BYTES = 1024, TILE_ROW_BYTES = 64, TASK_ROWS = 2 * TILE };
-enum { CHUNK_GROUPS = 16, BLOCK_TOKENS = 2 * TILE, MAX_BLOCKS = 16 };
-enum { MAX_TOKENS = MAX_BLOCKS * BLOCK_TOKENS };
+enum { TILE = 16, TILE_BYTES = 1024, TILE_ROW_BYTES = 64, PANEL_ROWS = 2 * TILE };
+enum { MAX_PANELS = 2, CHUNK_GROUPS = 16 };
+enum { BLOCK_TOKENS = 2 * TILE, MAX_BLOCKS = 16, MAX_TOKENS = MAX_BLOCKS * BLOCK_TOKENS };
 
 /* The tiles' numbers are parts of the instructions: 0 to 3 sums, 4 and 5 weights, 6 and 7 inputs.
  */
 
 /* A thread's scratch. */
 struct workplace {
-    _Alignas(64) uint8_t weights[CHUNK_GROUPS][2][TILE_BYTES]; /* an expanded chunk */
-    _Alignas(64) float sums[MAX_BLOCKS][4][TILE][TILE]; /* [row][token] by tile, as numbered */
-    float results[BLOCK_TOKENS][TASK_ROWS];
+    _Alignas(64) uint8_t weights[CHUNK_GROUPS][2][TILE_BYTES];      /* an expanded chunk */
+    _Alignas(64) float sums[MAX_BLOCKS][MAX_PANELS][4][TILE][TILE]; /* [row][token] by tile */
+    float results[BLOCK_TOKENS][MAX_PANELS * PANEL_ROWS];
 };
 
 /* ---- inputs ---- */
@@ -76,60 +76,62 @@ struct chunk {
     int64_t next_row_bytes;
 };
 
-/* Where the weights come from that are needed after a chunk: the next columns of the same rows, or
- * the first of the next rows. */
-static const uint8_t *after_chunk(const struct gptoss_matrix *matrix, int64_t first_row,
-                                  int64_t end_group) {
-    bool is_last = end_group >= gptoss_bf16_num_groups(matrix->num_columns);
-    return gptoss_bf16_row(matrix, first_row + (is_last ? TASK_ROWS : 0)) +
-           (is_last ? 0 : end_group * gptoss_bf16_group_bytes(matrix->layout));
+/* Rows and columns of the weights at hand. */
+struct place {
+    int64_t first_row, num_rows, first_group, num_groups;
+};
+
+/* Where the weights begin that are needed next. */
+static const uint8_t *address_of(const struct gptoss_matrix *matrix, const struct place *place) {
+    return gptoss_bf16_row(matrix, place->first_row) +
+           place->first_group * gptoss_bf16_group_bytes(matrix->layout);
 }
 
 GPTOSS_INLINE void expand_rows(const struct gptoss_matrix *matrix, enum gptoss_layout layout,
-                               int64_t first_row, int64_t num_rows, int64_t first_group,
-                               int64_t num_groups, struct workplace *work) {
-    const uint8_t *next = after_chunk(matrix, first_row, first_group + num_groups);
-    for (int64_t r = 0; r < num_rows; ++r) {
-        const uint8_t *row = gptoss_bf16_row(matrix, first_row + r),
-                      *scales = gptoss_bf16_scales(matrix, first_row + r);
-        for (int64_t at = 0; at < num_groups * gptoss_bf16_group_bytes(layout); at += 64)
+                               const struct place *place, const uint8_t *next,
+                               struct workplace *work) {
+    int64_t num_bytes = place->num_groups * gptoss_bf16_group_bytes(layout);
+    for (int64_t r = 0; r < place->num_rows; ++r) {
+        const uint8_t *row = gptoss_bf16_row(matrix, place->first_row + r),
+                      *scales = gptoss_bf16_scales(matrix, place->first_row + r);
+        for (int64_t at = 0; at < num_bytes; at += 64)
             _mm_prefetch((const char *)next + r * matrix->row_bytes + at, _MM_HINT_T0);
         uint8_t *out = work->weights[0][r / TILE] + r % TILE * TILE_ROW_BYTES;
-        for (int64_t i = 0; i < num_groups; ++i, out += sizeof work->weights[0]) {
-            int64_t g = first_group + i;
+        for (int64_t i = 0; i < place->num_groups; ++i, out += sizeof work->weights[0]) {
+            int64_t g = place->first_group + i;
             int64_t width = gptoss_bf16_group_width(matrix->num_columns, g);
             _mm512_storeu_si512(out, gptoss_bf16_load(layout, row, scales, g, width));
         }
     }
 }
 
-static void expand_chunk(const struct gptoss_matrix *matrix, int64_t first_row, int64_t num_rows,
-                         int64_t first_group, int64_t num_groups, struct workplace *work) {
+static void expand_chunk(const struct gptoss_matrix *matrix, const struct place *place,
+                         const uint8_t *next, struct workplace *work) {
     if (matrix->layout == GPTOSS_LAYOUT_MXFP4)
-        expand_rows(matrix, GPTOSS_LAYOUT_MXFP4, first_row, num_rows, first_group, num_groups,
-                    work);
+        expand_rows(matrix, GPTOSS_LAYOUT_MXFP4, place, next, work);
     else if (matrix->layout == GPTOSS_LAYOUT_MXFP4_GGUF)
-        expand_rows(matrix, GPTOSS_LAYOUT_MXFP4_GGUF, first_row, num_rows, first_group, num_groups,
-                    work);
+        expand_rows(matrix, GPTOSS_LAYOUT_MXFP4_GGUF, place, next, work);
     else
-        expand_rows(matrix, GPTOSS_LAYOUT_BF16, first_row, num_rows, first_group, num_groups, work);
+        expand_rows(matrix, GPTOSS_LAYOUT_BF16, place, next, work);
 }
 
-/* bf16 rows are tiles as they lie in memory, but for a group that they do not fill. */
-static struct chunk load_chunk(const struct gptoss_matrix *matrix, int64_t first_row,
-                               int64_t num_rows, int64_t first_group, int64_t num_groups,
+/* bf16 rows are tiles as they lie in memory, but for a group that they do not fill. Many tokens
+ * earn a copy that is aligned. */
+static struct chunk load_chunk(const struct gptoss_matrix *matrix, const struct place *place,
+                               const struct place *next, int64_t num_tokens,
                                struct workplace *work) {
-    int64_t end = first_group + num_groups;
-    if (matrix->layout == GPTOSS_LAYOUT_BF16 && end * GPTOSS_BF16_GROUP <= matrix->num_columns)
+    int64_t end = place->first_group + place->num_groups;
+    if (matrix->layout == GPTOSS_LAYOUT_BF16 && end * GPTOSS_BF16_GROUP <= matrix->num_columns &&
+        num_tokens <= BLOCK_TOKENS)
         return (struct chunk){
-            .tiles = gptoss_bf16_row(matrix, first_row) + first_group * TILE_ROW_BYTES,
+            .tiles = address_of(matrix, place),
             .half_bytes = TILE * matrix->row_bytes,
             .group_bytes = TILE_ROW_BYTES,
             .row_bytes = matrix->row_bytes,
-            .next = after_chunk(matrix, first_row, end),
+            .next = address_of(matrix, next),
             .next_row_bytes = matrix->row_bytes,
         };
-    expand_chunk(matrix, first_row, num_rows, first_group, num_groups, work);
+    expand_chunk(matrix, place, address_of(matrix, next), work);
     return (struct chunk){
         .tiles = work->weights[0][0],
         .half_bytes = TILE_BYTES,
@@ -190,29 +192,41 @@ static void configure_tiles(const struct shape *shape) {
     _tile_loadconfig(&sizes);
 }
 
-/* Adds a chunk's products to one block's sums. inputs: those of the first 16 tokens, the others'
- * piece_size behind. */
+/* Adds a chunk's products to one block's sums, which begin here if is_first. inputs: those of the
+ * first 16 tokens, the others' piece_size behind. */
 GPTOSS_INLINE void multiply_tiles(const struct chunk *chunk, int64_t num_groups,
                                   const struct shape *shape, const uint8_t *inputs,
-                                  int64_t piece_size, float sums[4][TILE][TILE], bool two_rows,
-                                  bool two_tokens) {
+                                  int64_t piece_size, float sums[4][TILE][TILE], bool is_first,
+                                  bool two_rows, bool two_tokens) {
     int64_t strides[2] = {shape->tokens[0] * 4, shape->tokens[1] * 4};
     const uint8_t *low = chunk->tiles, *high = low + chunk->half_bytes;
     const uint8_t *others = inputs + piece_size;
     settle_memory(sums);
-    _tile_loadd(0, sums[0], TILE_ROW_BYTES);
+#define BEGIN_TILE(t)                                                                              \
+    do {                                                                                           \
+        if (is_first)                                                                              \
+            _tile_zero(t);                                                                         \
+        else                                                                                       \
+            _tile_loadd(t, sums[t], TILE_ROW_BYTES);                                               \
+    } while (0)
+    BEGIN_TILE(0);
     if (two_tokens)
-        _tile_loadd(1, sums[1], TILE_ROW_BYTES);
+        BEGIN_TILE(1);
     if (two_rows)
-        _tile_loadd(2, sums[2], TILE_ROW_BYTES);
+        BEGIN_TILE(2);
     if (two_rows && two_tokens)
-        _tile_loadd(3, sums[3], TILE_ROW_BYTES);
+        BEGIN_TILE(3);
+#undef BEGIN_TILE
     for (int64_t g = 0; g < num_groups; ++g) {
-        _tile_loadd(6, inputs, strides[0]);
+        /* Many tokens' inputs pass the first-level cache by, which the weights fill. */
+        if (two_tokens)
+            _tile_stream_loadd(6, inputs, strides[0]);
+        else
+            _tile_loadd(6, inputs, strides[0]);
         _tile_loadd(4, low, chunk->row_bytes);
         _tile_dpbf16ps(0, 4, 6);
         if (two_tokens) {
-            _tile_loadd(7, others, strides[1]);
+            _tile_stream_loadd(7, others, strides[1]);
             _tile_dpbf16ps(1, 4, 7);
         }
         if (two_rows) {
@@ -222,7 +236,7 @@ GPTOSS_INLINE void multiply_tiles(const struct chunk *chunk, int64_t num_groups,
         if (two_rows && two_tokens)
             _tile_dpbf16ps(3, 5, 7);
         if (chunk->next != NULL)
-            for (int64_t r = 0; r < (two_rows ? TASK_ROWS : TILE); ++r)
+            for (int64_t r = 0; r < (two_rows ? PANEL_ROWS : TILE); ++r)
                 _mm_prefetch((const char *)chunk->next + r * chunk->next_row_bytes +
                                  g * TILE_ROW_BYTES,
                              _MM_HINT_T0);
@@ -241,79 +255,121 @@ GPTOSS_INLINE void multiply_tiles(const struct chunk *chunk, int64_t num_groups,
 }
 
 static void multiply_block(const struct chunk *chunk, int64_t num_groups, const struct shape *shape,
-                           const uint8_t *inputs, int64_t piece_size, float sums[4][TILE][TILE]) {
+                           const uint8_t *inputs, int64_t piece_size, float sums[4][TILE][TILE],
+                           bool is_first) {
+#define TILES(two_rows, two_tokens)                                                                \
+    multiply_tiles(chunk, num_groups, shape, inputs, piece_size, sums, is_first, two_rows,         \
+                   two_tokens)
     if (shape->rows[1] > 0 && shape->tokens[1] > 0)
-        multiply_tiles(chunk, num_groups, shape, inputs, piece_size, sums, true, true);
+        TILES(true, true);
     else if (shape->rows[1] > 0)
-        multiply_tiles(chunk, num_groups, shape, inputs, piece_size, sums, true, false);
+        TILES(true, false);
     else if (shape->tokens[1] > 0)
-        multiply_tiles(chunk, num_groups, shape, inputs, piece_size, sums, false, true);
+        TILES(false, true);
     else
-        multiply_tiles(chunk, num_groups, shape, inputs, piece_size, sums, false, false);
+        TILES(false, false);
+#undef TILES
 }
 
 /* ---- the product ---- */
 
 /* Sums [row][token] of a block to results [token][row], and those to where they belong. */
 static void finish_block(const struct gptoss_kernels *kernels, const struct gptoss_product *product,
-                         int64_t first_token, int64_t first_row, int64_t num_rows,
-                         const float *bias, struct workplace *work, float sums[4][TILE][TILE]) {
-    for (int tile = 0; tile < 4; ++tile) {
-        __m512 block[TILE];
-        for (int r = 0; r < TILE; ++r)
-            block[r] = _mm512_loadu_ps(sums[tile][r]);
-        gptoss_transpose_16(block);
-        for (int t = 0; t < TILE; ++t)
-            _mm512_storeu_ps(&work->results[tile % 2 * TILE + t][tile / 2 * TILE], block[t]);
-    }
-    for (int64_t t = 0; t < BLOCK_TOKENS && first_token + t < product->num_tokens; ++t)
-        gptoss_product_finish(kernels, product, first_token + t, first_row, num_rows,
-                              work->results[t], bias);
+                         const struct gptoss_product_part *part, int64_t first_token,
+                         const float *bias, struct workplace *work, int64_t number) {
+    for (int64_t panel = 0; panel * PANEL_ROWS < part->num_rows; ++panel)
+        for (int tile = 0; tile < 4; ++tile) {
+            __m512 block[TILE];
+            for (int r = 0; r < TILE; ++r)
+                block[r] = _mm512_loadu_ps(work->sums[number][panel][tile][r]);
+            gptoss_transpose_16(block);
+            float *to = &work->results[tile % 2 * TILE][panel * PANEL_ROWS + tile / 2 * TILE];
+            for (int t = 0; t < TILE; ++t)
+                _mm512_storeu_ps(to + t * MAX_PANELS * PANEL_ROWS, block[t]);
+        }
+    for (int64_t t = 0; t < BLOCK_TOKENS && first_token + t < part->end_token; ++t)
+        gptoss_product_finish(kernels, product, part, first_token + t, work->results[t], bias);
 }
 
-/* num_tokens <= MAX_TOKENS. */
-static void multiply_tokens(const struct gptoss_product *product, int64_t first_token,
-                            int64_t num_tokens, int64_t first_row, int64_t num_rows,
-                            struct workplace *work) {
-    int64_t all_groups = gptoss_bf16_num_groups(product->matrix.num_columns);
-    int64_t num_blocks = (num_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-    struct shape configured = {{0}, {0}};
-    memset(work->sums, 0, (size_t)num_blocks * sizeof work->sums[0]);
-    for (int64_t group = 0; group < all_groups; group += CHUNK_GROUPS) {
-        int64_t left = all_groups - group, n = left < CHUNK_GROUPS ? left : CHUNK_GROUPS;
-        struct chunk chunk = load_chunk(&product->matrix, first_row, num_rows, group, n, work);
-        for (int64_t block = 0; block < num_blocks; ++block) {
-            struct shape shape = shape_of(num_rows, num_tokens - block * BLOCK_TOKENS);
-            if (memcmp(&shape, &configured, sizeof shape) != 0)
-                configure_tiles(&shape);
-            configured = shape;
-            int64_t token = first_token + block * BLOCK_TOKENS;
-            const uint8_t *inputs = (const uint8_t *)product->packed +
-                                    token / TILE * piece_bytes(product) +
-                                    group * TILE_ROW_BYTES * shape.tokens[0];
-            int64_t to_others =
-                piece_bytes(product) + group * TILE_ROW_BYTES * (shape.tokens[1] - shape.tokens[0]);
-            multiply_block(&chunk, n, &shape, inputs, to_others, work->sums[block]);
-            chunk.next = NULL;
-        }
+/* The tokens first_token .. first_token + num_tokens - 1, MAX_TOKENS at most, of a product. */
+struct pass {
+    const struct gptoss_product *product;
+    int64_t first_token, num_tokens;
+    struct shape configured; /* of the tiles */
+};
+
+/* Adds what one place of the weights contributes to the sums of a panel. */
+static void multiply_place(struct pass *pass, const struct place *place, const struct place *next,
+                           int64_t panel, struct workplace *work) {
+    const struct gptoss_product *product = pass->product;
+    struct chunk chunk = load_chunk(&product->matrix, place, next, pass->num_tokens, work);
+    for (int64_t block = 0; block * BLOCK_TOKENS < pass->num_tokens; ++block) {
+        struct shape shape = shape_of(place->num_rows, pass->num_tokens - block * BLOCK_TOKENS);
+        if (memcmp(&shape, &pass->configured, sizeof shape) != 0)
+            configure_tiles(&shape);
+        pass->configured = shape;
+        int64_t token = pass->first_token + block * BLOCK_TOKENS;
+        int64_t at = place->first_group * TILE_ROW_BYTES;
+        const uint8_t *inputs = (const uint8_t *)product->packed +
+                                token / TILE * piece_bytes(product) + at * shape.tokens[0];
+        int64_t to_others = piece_bytes(product) + at * (shape.tokens[1] - shape.tokens[0]);
+        multiply_block(&chunk, place->num_groups, &shape, inputs, to_others,
+                       work->sums[block][panel], place->first_group == 0);
+        chunk.next = NULL;
     }
+}
+
+static int64_t at_most(int64_t n, int64_t limit) {
+    return n < limit ? n : limit;
+}
+
+/* Where the weights begin that are needed after a place. A thread goes on with the rows below, most
+ * likely. Of a single panel's codes those are all that is asked for: a panel ahead is early enough,
+ * a chunk of columns is not. */
+static struct place next_place(const struct gptoss_matrix *matrix, const struct place *place,
+                               int64_t first_row, int64_t num_rows) {
+    struct place next = *place;
+    bool is_last_panel = place->first_row + PANEL_ROWS >= first_row + num_rows;
+    bool are_single_codes = num_rows <= PANEL_ROWS && gptoss_layout_is_scaled(matrix->layout);
+    next.first_row += PANEL_ROWS;
+    if (!is_last_panel || are_single_codes)
+        return next;
+    next.first_group += CHUNK_GROUPS;
+    if (next.first_group < gptoss_bf16_num_groups(matrix->num_columns))
+        next.first_row = first_row;
+    else
+        next.first_group = 0;
+    return next;
+}
+
+static void multiply_pass(struct pass *pass, int64_t first_row, int64_t num_rows,
+                          struct workplace *work) {
+    int64_t all_groups = gptoss_bf16_num_groups(pass->product->matrix.num_columns);
+    for (int64_t group = 0; group < all_groups; group += CHUNK_GROUPS)
+        for (int64_t row = 0; row < num_rows; row += PANEL_ROWS) {
+            struct place place = {first_row + row, at_most(num_rows - row, PANEL_ROWS), group,
+                                  at_most(all_groups - group, CHUNK_GROUPS)};
+            struct place next = next_place(&pass->product->matrix, &place, first_row, num_rows);
+            multiply_place(pass, &place, &next, row / PANEL_ROWS, work);
+        }
 }
 
 static void multiply(const struct gptoss_kernels *kernels, const struct gptoss_product *product,
-                     int64_t first_row, int64_t num_rows, const float *bias, void *scratch) {
+                     const struct gptoss_product_part *part, const float *bias, void *scratch) {
     struct workplace *work = scratch;
-    for (int64_t token = 0; token < product->num_tokens; token += MAX_TOKENS) {
-        int64_t left = product->num_tokens - token, n = left < MAX_TOKENS ? left : MAX_TOKENS;
-        multiply_tokens(product, token, n, first_row, num_rows, work);
-        for (int64_t block = 0; block * BLOCK_TOKENS < n; ++block)
-            finish_block(kernels, product, token + block * BLOCK_TOKENS, first_row, num_rows, bias,
-                         work, work->sums[block]);
+    struct pass pass = {.product = product, .first_token = part->first_token};
+    for (; pass.first_token < part->end_token; pass.first_token += MAX_TOKENS) {
+        pass.num_tokens = at_most(part->end_token - pass.first_token, MAX_TOKENS);
+        multiply_pass(&pass, part->first_row, part->num_rows, work);
+        for (int64_t block = 0; block * BLOCK_TOKENS < pass.num_tokens; ++block)
+            finish_block(kernels, product, part, pass.first_token + block * BLOCK_TOKENS, bias,
+                         work, block);
     }
     _tile_release();
 }
 
-static const struct gptoss_product_form form = {
-    .task_rows = TASK_ROWS,
+static const struct gptoss_product_form vector_form = {
+    .task_rows = PANEL_ROWS,
     .piece_tokens = TILE,
     .piece_bytes = piece_bytes,
     .pack = pack,
@@ -322,5 +378,22 @@ static const struct gptoss_product_form form = {
     .multiply = multiply,
 };
 
+static const struct gptoss_product_form panel_form = {
+    .task_rows = MAX_PANELS * PANEL_ROWS,
+    .piece_tokens = TILE,
+    .piece_bytes = piece_bytes,
+    .pack = pack,
+    .layouts_share_input = gptoss_bf16_layouts_share_input,
+    .scratch_bytes = scratch_bytes,
+    .multiply = multiply,
+};
+
+gptoss_attention_tile_fn gptoss_attention_tile_f32_amx, gptoss_attention_tile_f16_amx;
+
 const struct gptoss_bf16_unit gptoss_bf16_unit_amx = {
-    .isa = "amx", .vector_form = &form, .panel_form = &form};
+    .isa = "amx",
+    .vector_form = &vector_form,
+    .panel_form = &panel_form,
+    .attention_tile_f32 = gptoss_attention_tile_f32_amx,
+    .attention_tile_f16 = gptoss_attention_tile_f16_amx,
+};

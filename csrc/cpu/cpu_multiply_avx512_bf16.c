@@ -98,23 +98,26 @@ GPTOSS_INLINE void dot_vectors(const struct gptoss_matrix *matrix, enum gptoss_l
 }
 
 static void multiply_vectors(const struct gptoss_kernels *kernels,
-                             const struct gptoss_product *product, int64_t first_row,
-                             int64_t num_rows, const float *bias, void *scratch) {
+                             const struct gptoss_product *product,
+                             const struct gptoss_product_part *part, const float *bias,
+                             void *scratch) {
     (void)scratch;
     const struct gptoss_matrix *matrix = &product->matrix;
     float results[MAX_VECTORS * TASK_ROWS];
-    for (int64_t token = 0; token < product->num_tokens; token += MAX_VECTORS) {
+    for (int64_t token = part->first_token; token < part->end_token; token += MAX_VECTORS) {
         const uint8_t *x = (const uint8_t *)product->packed + token * vector_bytes(product);
-        int64_t left = product->num_tokens - token, n = left < MAX_VECTORS ? left : MAX_VECTORS;
+        int64_t left = part->end_token - token, n = left < MAX_VECTORS ? left : MAX_VECTORS;
         if (matrix->layout == GPTOSS_LAYOUT_MXFP4)
-            dot_vectors(matrix, GPTOSS_LAYOUT_MXFP4, first_row, num_rows, x, n, results);
+            dot_vectors(matrix, GPTOSS_LAYOUT_MXFP4, part->first_row, part->num_rows, x, n,
+                        results);
         else if (matrix->layout == GPTOSS_LAYOUT_MXFP4_GGUF)
-            dot_vectors(matrix, GPTOSS_LAYOUT_MXFP4_GGUF, first_row, num_rows, x, n, results);
+            dot_vectors(matrix, GPTOSS_LAYOUT_MXFP4_GGUF, part->first_row, part->num_rows, x, n,
+                        results);
         else
-            dot_vectors(matrix, GPTOSS_LAYOUT_BF16, first_row, num_rows, x, n, results);
+            dot_vectors(matrix, GPTOSS_LAYOUT_BF16, part->first_row, part->num_rows, x, n, results);
         for (int64_t v = 0; v < n; ++v)
-            gptoss_product_finish(kernels, product, token + v, first_row, num_rows,
-                                  results + v * num_rows, bias);
+            gptoss_product_finish(kernels, product, part, token + v, results + v * part->num_rows,
+                                  bias);
     }
 }
 
@@ -186,31 +189,31 @@ static uint64_t panel_scratch_bytes(const struct gptoss_product *product) {
 }
 
 static void multiply_panel(const struct gptoss_kernels *kernels,
-                           const struct gptoss_product *product, int64_t first_row,
-                           int64_t num_rows, const float *bias, void *memory) {
+                           const struct gptoss_product *product,
+                           const struct gptoss_product_part *part, const float *bias,
+                           void *memory) {
     const struct gptoss_matrix *matrix = &product->matrix;
     float *results = memory, *scratch = results + RESULT_FLOATS,
           *values = scratch + GPTOSS_MULTIPLY_SCRATCH;
     if (matrix->layout == GPTOSS_LAYOUT_MXFP4)
-        expand_panel(matrix, GPTOSS_LAYOUT_MXFP4, first_row, num_rows, values);
+        expand_panel(matrix, GPTOSS_LAYOUT_MXFP4, part->first_row, part->num_rows, values);
     else if (matrix->layout == GPTOSS_LAYOUT_MXFP4_GGUF)
-        expand_panel(matrix, GPTOSS_LAYOUT_MXFP4_GGUF, first_row, num_rows, values);
+        expand_panel(matrix, GPTOSS_LAYOUT_MXFP4_GGUF, part->first_row, part->num_rows, values);
     else
-        expand_panel(matrix, GPTOSS_LAYOUT_BF16, first_row, num_rows, values);
+        expand_panel(matrix, GPTOSS_LAYOUT_BF16, part->first_row, part->num_rows, values);
     /* To the panel product a pair is an element: every lane's chain is a pair a group. */
     const struct gptoss_panel panel = {
         .num_columns = num_groups_of(product) * LANES, .per_lane = 1, .values = values};
-    int64_t all_tiles = gptoss_product_num_pieces(product);
-    for (int64_t tile = 0; tile < all_tiles; tile += GPTOSS_MAX_TILES) {
-        int64_t num_tiles =
-            all_tiles - tile < GPTOSS_MAX_TILES ? all_tiles - tile : GPTOSS_MAX_TILES;
+    int64_t end = (part->end_token + TILE_TOKENS - 1) / TILE_TOKENS;
+    for (int64_t tile = part->first_token / TILE_TOKENS; tile < end; tile += GPTOSS_MAX_TILES) {
+        int64_t num_tiles = end - tile < GPTOSS_MAX_TILES ? end - tile : GPTOSS_MAX_TILES;
         const uint8_t *x_tiles = (const uint8_t *)product->packed + tile * tile_bytes(product);
         GPTOSS_KERNEL(multiply_panel_unscaled)
         (&panel, (const float *)x_tiles, num_tiles, results, scratch);
-        int64_t first = tile * TILE_TOKENS, left = product->num_tokens - first;
+        int64_t first = tile * TILE_TOKENS, left = part->end_token - first;
         for (int64_t t = 0; t < num_tiles * TILE_TOKENS && t < left; ++t)
-            gptoss_product_finish(kernels, product, first + t, first_row, num_rows,
-                                  results + t * PANEL_ROWS, bias);
+            gptoss_product_finish(kernels, product, part, first + t, results + t * PANEL_ROWS,
+                                  bias);
     }
 }
 

@@ -51,20 +51,21 @@ static uint64_t no_scratch(const struct gptoss_product *product) {
 }
 
 static void multiply_vectors(const struct gptoss_kernels *kernels,
-                             const struct gptoss_product *product, int64_t first_row,
-                             int64_t num_rows, const float *bias, void *scratch) {
+                             const struct gptoss_product *product,
+                             const struct gptoss_product_part *part, const float *bias,
+                             void *scratch) {
     (void)scratch;
     const float *packed = product->packed;
     float results[GPTOSS_MAX_VECTORS * VECTOR_TASK_ROWS];
-    for (int64_t token = 0; token < product->num_tokens; token += GPTOSS_MAX_VECTORS) {
-        int64_t left = product->num_tokens - token;
+    for (int64_t token = part->first_token; token < part->end_token; token += GPTOSS_MAX_VECTORS) {
+        int64_t left = part->end_token - token;
         int32_t num_vectors = left < GPTOSS_MAX_VECTORS ? (int32_t)left : GPTOSS_MAX_VECTORS;
-        kernels->matvec[product->matrix.layout](&product->matrix, first_row, num_rows,
+        kernels->matvec[product->matrix.layout](&product->matrix, part->first_row, part->num_rows,
                                                 packed + token * padded_columns(product),
                                                 num_vectors, results);
         for (int32_t v = 0; v < num_vectors; ++v)
-            gptoss_product_finish(kernels, product, token + v, first_row, num_rows,
-                                  results + v * num_rows, bias);
+            gptoss_product_finish(kernels, product, part, token + v, results + v * part->num_rows,
+                                  bias);
     }
 }
 
@@ -127,8 +128,9 @@ static void prefetch_panel(const struct gptoss_matrix *matrix, int64_t first_row
 }
 
 static void multiply_panel(const struct gptoss_kernels *kernels,
-                           const struct gptoss_product *product, int64_t first_row,
-                           int64_t num_rows, const float *bias, void *memory) {
+                           const struct gptoss_product *product,
+                           const struct gptoss_product_part *part, const float *bias,
+                           void *memory) {
     int per_lane = gptoss_layout_per_lane(product->matrix.layout);
     bool scaled = gptoss_layout_is_scaled(product->matrix.layout);
     float *results = memory, *scratch = results + RESULT_FLOATS,
@@ -137,19 +139,20 @@ static void multiply_panel(const struct gptoss_kernels *kernels,
         .num_columns = product->matrix.num_columns, .per_lane = per_lane, .values = values};
     if (scaled)
         panel.scales = values + gptoss_panel_num_values(panel.num_columns, per_lane);
-    kernels->expand_panel[product->matrix.layout](&product->matrix, first_row, num_rows, &panel);
-    prefetch_panel(&product->matrix, first_row + num_rows);
+    kernels->expand_panel[product->matrix.layout](&product->matrix, part->first_row, part->num_rows,
+                                                  &panel);
+    prefetch_panel(&product->matrix, part->first_row + part->num_rows);
     int64_t tile_floats = padded_columns(product) * GPTOSS_TILE_TOKENS;
-    int64_t all_tiles = gptoss_product_num_pieces(product);
-    for (int64_t tile = 0; tile < all_tiles; tile += GPTOSS_MAX_TILES) {
-        int64_t num_tiles =
-            all_tiles - tile < GPTOSS_MAX_TILES ? all_tiles - tile : GPTOSS_MAX_TILES;
+    int64_t end = (part->end_token + GPTOSS_TILE_TOKENS - 1) / GPTOSS_TILE_TOKENS;
+    for (int64_t tile = part->first_token / GPTOSS_TILE_TOKENS; tile < end;
+         tile += GPTOSS_MAX_TILES) {
+        int64_t num_tiles = end - tile < GPTOSS_MAX_TILES ? end - tile : GPTOSS_MAX_TILES;
         const float *x_tiles = (const float *)product->packed + tile * tile_floats;
         (scaled ? kernels->multiply_panel_scaled
                 : kernels->multiply_panel_unscaled)(&panel, x_tiles, num_tiles, results, scratch);
-        int64_t first = tile * GPTOSS_TILE_TOKENS, left = product->num_tokens - first;
+        int64_t first = tile * GPTOSS_TILE_TOKENS, left = part->end_token - first;
         for (int64_t t = 0; t < num_tiles * GPTOSS_TILE_TOKENS && t < left; ++t)
-            gptoss_product_finish(kernels, product, first + t, first_row, num_rows,
+            gptoss_product_finish(kernels, product, part, first + t,
                                   results + t * GPTOSS_PANEL_ROWS, bias);
     }
 }

@@ -190,11 +190,13 @@ struct gptoss_kernels {
     gptoss_attention_tile_fn *attention_tile_f32,
         *attention_tile_f16; /* by the type of the cache */
 
-    /* Joins a tile to the running state of a query: M = max(*maximum, tile_maximum); a =
+    /* Joins a tile to the running state of each query: M = max(*maximum, tile_maximum); a =
      * exp(*maximum - M); b = exp(tile_maximum - M); *sum = fma(tile_sum, b, *sum * a); value[d] =
-     * fma(tile_value[d], b, value[d] * a). */
-    void (*attention_merge)(float *maximum, float *sum, float *value, float tile_maximum,
-                            float tile_sum, const float *tile_value, int64_t head_dim);
+     * fma(tile_value[d], b, value[d] * a). value, tile_value: [num_queries][head_dim]. The two
+     * sides do not overlap. */
+    void (*attention_merge)(float *maximum, float *sum, float *value, const float *tile_maximum,
+                            const float *tile_sum, const float *tile_value, int64_t num_queries,
+                            int64_t head_dim);
     /* out[i] = (x[i] * r) * gain[i], r = 1 / sqrt(sum(x * x) / n + eps); the sum of squares as an
      * unscaled dot product. */
     void (*rms_norm)(const float *x, const float *gain, int64_t n, float eps, float *out);

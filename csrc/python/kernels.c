@@ -342,8 +342,9 @@ static bool carry_out(const struct gptoss_kernels *kernels, struct gptoss_produc
     product->packed = packed;
     for (int64_t row = 0; done && row < num_rows; row += form->task_rows) {
         int64_t left = num_rows - row;
-        form->multiply(kernels, product, row, left < form->task_rows ? left : form->task_rows, NULL,
-                       scratch);
+        const struct gptoss_product_part part = {
+            row, left < form->task_rows ? left : form->task_rows, 0, product->num_tokens};
+        form->multiply(kernels, product, &part, NULL, scratch);
     }
     gptoss_free(packed);
     gptoss_free(scratch);

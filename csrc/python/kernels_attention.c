@@ -1,7 +1,7 @@
 /* Private entry points of _core for tests: the attention and elementwise kernels of any instruction
  * set, the math functions and the rotary tables. Arrays are writable buffers of contiguous float32
  * unless said otherwise; results go to those of the caller's that come last. */
-#include "cpu/kernels.h"
+#include "cpu/bf16_units.h"
 #include "engine/rope.h"
 #include "numeric/double_math.h"
 #include "numeric/float_math.h"
@@ -63,8 +63,8 @@ static PyObject *finish(struct arrays *arrays, bool is_done) {
 
 /* ---- attention over a tile ---- */
 
-static bool run_attention_tile(const struct gptoss_kernels *kernels, bool is_f16, int head_dim,
-                               int64_t row_bytes, float scale, struct arrays *arrays) {
+static bool run_attention_tile(gptoss_attention_tile_fn *attend, int head_dim, int64_t row_bytes,
+                               float scale, struct arrays *arrays) {
     Py_buffer *b = arrays->buffers;
     int64_t num_queries = arrays->count < 4 ? 0 : b[3].len / (int64_t)sizeof(int32_t);
     int64_t line = num_queries * 4, matrix = line * head_dim;
@@ -91,7 +91,7 @@ static bool run_attention_tile(const struct gptoss_kernels *kernels, bool is_f16
         PyErr_NoMemory();
         return false;
     }
-    (is_f16 ? kernels->attention_tile_f16 : kernels->attention_tile_f32)(&tile, scratch);
+    attend(&tile, scratch);
     gptoss_free(scratch);
     return true;
 }
@@ -110,10 +110,14 @@ static PyObject *attention_tile(PyObject *module, PyObject *arguments) {
                           &row_bytes, &scale, &PyTuple_Type, &tuple))
         return NULL;
     struct arrays arrays = {.count = 0};
-    const struct gptoss_kernels *kernels = select_kernels(isa);
+    const struct gptoss_kernels *kernels = NULL;
+    const struct gptoss_bf16_unit *unit = gptoss_bf16_unit_select(isa, &kernels);
+    if (unit == NULL)
+        kernels = select_kernels(isa);
     if (kernels == NULL || !acquire(tuple, 0, &arrays))
         return NULL;
-    bool is_done = run_attention_tile(kernels, is_f16, head_dim, row_bytes, scale, &arrays);
+    bool is_done = run_attention_tile(gptoss_attention_tile_select(kernels, unit, is_f16), head_dim,
+                                      row_bytes, scale, &arrays);
     return finish(&arrays, is_done);
 }
 
@@ -159,7 +163,7 @@ static bool run_elementwise(const struct gptoss_kernels *kernels, const char *op
                                             : kernels->rope_neighbours)(x, y, z, half, num_heads);
     } else if (strcmp(operation, "attention_merge") == 0) {
         if ((is_done = have_bytes(arrays, 2, (int64_t[]){bytes, bytes - 8})))
-            kernels->attention_merge(&x[0], &x[1], x + 2, a, b, y, n - 2);
+            kernels->attention_merge(&x[0], &x[1], x + 2, &a, &b, y, 1, n - 2);
     } else {
         PyErr_Format(PyExc_ValueError, "no elementwise kernel %s", operation);
         is_done = false;

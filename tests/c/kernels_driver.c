@@ -445,8 +445,8 @@ static void test_attention_merge(int64_t n, int64_t rarity) {
     const float *tile_value = random_floats(EXTRA, n, rarity);
     float maximum = random_float(rarity), sum = fabsf(random_float(rarity));
     float *out = copy(OUT, value, n + 2), *expected = copy(EXPECTED, value, n + 2);
-    scalar->attention_merge(expected, expected + 1, expected + 2, maximum, sum, tile_value, n);
-    fast->attention_merge(out, out + 1, out + 2, maximum, sum, tile_value, n);
+    scalar->attention_merge(expected, expected + 1, expected + 2, &maximum, &sum, tile_value, 1, n);
+    fast->attention_merge(out, out + 1, out + 2, &maximum, &sum, tile_value, 1, n);
     compare("state", out, expected, n + 2);
 }
 
