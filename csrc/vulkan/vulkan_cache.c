@@ -50,7 +50,8 @@ void gptoss_vulkan_cache_release(struct gptoss_backend *base, struct gptoss_cach
     if (cache == NULL)
         return;
     (void)base;
-    gptoss_vulkan_memory_release(&cache->backend->device, &cache->memory);
+    if (gptoss_vulkan_is_ours(cache->backend))
+        gptoss_vulkan_memory_release(&cache->backend->device, &cache->memory);
     gptoss_address_space_release(&cache->copy);
     gptoss_free(cache);
 }
