@@ -67,7 +67,7 @@ ALL_ISAS = ("avx2", "avx512", "avx512_bf16", "amx", "neon")  # those that a file
 
 PACKAGES = {
     "cjson/cJSON.h": "libcjson-dev (Debian, Ubuntu), cjson-devel (Fedora), cjson (Arch, Homebrew)",
-    "vulkan/vulkan_core.h": "libvulkan-dev (Debian, Ubuntu), vulkan-headers (Fedora, Arch, Homebrew)",
+    "vulkan/vulkan_core.h": "libvulkan-dev (Debian, Ubuntu), vulkan-headers (others)",
     "Python.h": "python3-dev (Debian, Ubuntu), python3-devel (Fedora)",
 }
 

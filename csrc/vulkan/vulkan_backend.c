@@ -28,8 +28,13 @@ enum gptoss_status gptoss_vulkan_scratch(struct gptoss_vulkan_backend *backend,
         gptoss_vulkan_memory_release(&backend->device, memory);
         GPTOSS_TRY(gptoss_vulkan_memory_create(&backend->device, GPTOSS_VULKAN_DEVICE, num_bytes,
                                                "scratch memory", memory, &backend->error));
-        GPTOSS_TRY(gptoss_vulkan_list_zeros(&backend->queue, memory));
-        GPTOSS_TRY(gptoss_vulkan_start(&backend->queue, false, &backend->error));
+        enum gptoss_status status = gptoss_vulkan_list_zeros(&backend->queue, memory);
+        if (status == GPTOSS_OK)
+            status = gptoss_vulkan_start(&backend->queue, false, &backend->error);
+        if (status != GPTOSS_OK) { /* not zero: to be made again */
+            gptoss_vulkan_memory_release(&backend->device, memory);
+            return status;
+        }
     }
     *address_out = memory->address;
     return GPTOSS_OK;

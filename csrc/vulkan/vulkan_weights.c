@@ -283,14 +283,16 @@ load_entry(struct gptoss_vulkan_weights *weights, struct gptoss_weight_entry *en
                             (uint8_t *)staging[*half].host + codes_bytes};
         gptoss_thread_pool_run(pool, fill_task, &fill,
                                (int64_t)((count + PIECE_ROWS - 1) / PIECE_ROWS), NULL, NULL);
-        GPTOSS_TRY(gptoss_vulkan_list_copy(queue, &staging[*half], 0, to,
-                                           entry->block_offset + row * entry->row_bytes,
-                                           codes_bytes, false));
-        if (entry->scale_row_bytes > 0)
-            GPTOSS_TRY(gptoss_vulkan_list_copy(queue, &staging[*half], codes_bytes, to,
-                                               entry->block_offset + entry->scales_offset +
-                                                   row * entry->scale_row_bytes,
-                                               count * entry->scale_row_bytes, true));
+        enum gptoss_status status = gptoss_vulkan_list_copy(
+            queue, &staging[*half], 0, to, entry->block_offset + row * entry->row_bytes,
+            codes_bytes, false);
+        if (status == GPTOSS_OK && entry->scale_row_bytes > 0)
+            status = gptoss_vulkan_list_copy(queue, &staging[*half], codes_bytes, to,
+                                             entry->block_offset + entry->scales_offset +
+                                                 row * entry->scale_row_bytes,
+                                             count * entry->scale_row_bytes, true);
+        if (status != GPTOSS_OK)
+            return gptoss_vulkan_list_refused(error);
         GPTOSS_TRY(gptoss_vulkan_start(queue, false, error)); /* waits for the other half's */
     }
     return GPTOSS_OK;
