@@ -74,7 +74,7 @@ def test_rewind_fork_and_reset(model: gptoss.Model, reference: gptoss.Model) -> 
         with pytest.raises(gptoss.StateError):
             _ = generator.logits
         assert generator.tokens.tolist() == tokens[:position]
-        ours, theirs = (each.prefill(tokens[position:] + [5]) for each in (generator, cpu))
+        ours, theirs = (each.prefill([*tokens[position:], 5]) for each in (generator, cpu))
         assert_close(ours[None], theirs[None], CLOSE, f"rewound to {position}")
         assert_close(ours[None], expected[None], CLOSE, f"rewound to {position}, before")
     fork = generator.fork()
@@ -300,7 +300,7 @@ def test_what_a_device_does_not_do_is_refused(path: Path, tmp_path: Path) -> Non
     with pytest.raises(gptoss.ArgumentError, match="isa 'avx2' is for device='cpu'"):
         gptoss.Model(path, device="vulkan", isa="avx2")
     for precision in ("bf16", "fp8"):
-        with pytest.raises(gptoss.UnsupportedError, match="use .*fp32") as caught:
+        with pytest.raises(gptoss.UnsupportedError, match=r"use .*fp32") as caught:
             gptoss.Model(path, device="vulkan", precision=precision)
         assert caught.value.found == precision
     with gptoss.Model(path, device="vulkan") as model:
@@ -310,7 +310,7 @@ def test_what_a_device_does_not_do_is_refused(path: Path, tmp_path: Path) -> Non
             gptoss.Model(path, device="vulkan", precision="fp16")
     odd = dense_models.Gpt2(hidden_size=45, num_heads=5, vocab_size=33)
     odd_path = dense_models.write_hf(tmp_path / "odd", odd, np.random.default_rng(0))
-    with pytest.raises(gptoss.UnsupportedError, match="heads of 9 elements .*device='cpu'"):
+    with pytest.raises(gptoss.UnsupportedError, match=r"heads of 9 elements .*device='cpu'"):
         gptoss.Model(odd_path, device="vulkan")
 
 
@@ -403,10 +403,11 @@ import numpy as np
 import dense_models, gptoss, models
 from support import open_generator
 rng, root = np.random.default_rng(0), pathlib.Path(ROOT)
+GPT2 = dense_models.Gpt2(num_layers=1, max_positions=300)
 paths = [
     models.write_model(root / "moe", models.Spec(num_layers=1), rng),
     dense_models.write_hf(root / "llama", dense_models.Llama(num_layers=1), rng, "BF16"),
-    dense_models.write_gguf(root / "gpt2.gguf", dense_models.Gpt2(num_layers=1, max_positions=300), rng, "Q8_0"),
+    dense_models.write_gguf(root / "gpt2.gguf", GPT2, rng, "Q8_0"),
 ]
 for path in paths:
     with gptoss.Model(path, device="vulkan", profile=True) as model:
