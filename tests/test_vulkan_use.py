@@ -401,6 +401,7 @@ VALIDATED = """
 import pathlib
 import numpy as np
 import dense_models, gptoss, models
+from gptoss import _core
 from support import open_generator
 rng, root = np.random.default_rng(0), pathlib.Path(ROOT)
 GPT2 = dense_models.Gpt2(num_layers=1, max_positions=300)
@@ -421,6 +422,18 @@ for path in paths:
         generator.prefill([7] * 250)
         generator.rewind(20)
         generator.step(1)
+for failing in range(FIRST, 500, STEP):  # what was made before memory ran out is given back
+    _core.fail_allocation(failing)
+    try:
+        with gptoss.Model(paths[0], device="vulkan", threads=2) as model:
+            generator = open_generator(model, 300)
+            generator.capture("layers.0.mlp_output")
+            generator.prefill(range(12))
+            generator.fork().kv(0)
+    except gptoss.OutOfMemoryError:
+        pass
+    if _core.fail_allocation(0) < failing:
+        break
 assert "khronos_validation" in pathlib.Path("/proc/self/maps").read_text()
 """
 LAYER = Path("/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json")
@@ -435,7 +448,7 @@ def test_the_validation_layer_has_nothing_to_say(tmp_path: Path) -> None:
         "khronos_validation.enables = VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT\n"
     )
     done = run_python(
-        f"ROOT = {str(tmp_path)!r}\n{VALIDATED}",
+        f"ROOT, FIRST, STEP = {str(tmp_path)!r}, {1 + SEED % 16}, 16\n{VALIDATED}",
         VK_INSTANCE_LAYERS="VK_LAYER_KHRONOS_validation",
         VK_LAYER_SETTINGS_PATH=str(tmp_path),
     )
