@@ -410,10 +410,12 @@ class Model:
         config, memory = self._config, self.memory()
         megabytes = (memory["mapped"] + memory["read"]) / 1e6
         experts = f"{config.experts_per_token} of {config.num_experts} experts, "
+        on_cpu = self.device == "cpu"
+        where = f"{self.isa}, {self.threads} threads" if on_cpu else self.device
         return (
             f"<gptoss.Model {str(self.path)!r}: {config.architecture}, {config.num_layers} layers, "
             f"{experts if config.num_experts else ''}{megabytes:,.1f} MB, "
-            f"{self.precision} on {self.isa}, {self.threads} threads>"
+            f"{self.precision} on {where}>"
         )
 
     def __reduce__(self) -> NoReturn:

@@ -288,6 +288,7 @@ def test_devices_by_number_and_name(path: Path) -> None:
     for device in ("vulkan:0", f"vulkan:{part}"):
         with gptoss.Model(path, device=device) as model:
             assert model.device == name and model.isa == "vulkan"
+            assert repr(model).endswith(f"{model.precision} on {name}>")
     with gptoss.Model(path) as model:
         assert model.device == "cpu"
     for which in ("99", "-1", "no such GPU", "99999999999999999999999"):
