@@ -143,7 +143,7 @@ def test_every_tap_is_the_cpus(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gpt-oss", "gpt-oss-gguf-q8_0", "llama-bf16", "gpt2-f32"])
 def test_fp16_is_near(name: str, tmp_path: Path) -> None:
-    """Products of many tokens on cooperative matrices."""
+    """What many tokens compute on cooperative matrices."""
     print(f"seed {SEED}")
     path = CASES[name](tmp_path / "model", np.random.default_rng([SEED, *name.encode()]))
     try:
@@ -152,10 +152,11 @@ def test_fp16_is_near(name: str, tmp_path: Path) -> None:
         pytest.skip(str(error))
     with model, gptoss.Model(path) as reference:
         assert model.precision == "fp16"
-        pair = [open_generator(m, 128, kv_dtype="f32") for m in (model, reference)]
-        tokens = random_tokens(model, 90, SEED)
-        for first, end in ((0, 70), (70, 71), (71, 90)):
-            feed_both(pair, tokens[first:end], 5e-2, f"{name}, {first}:{end}")
+        tokens = random_tokens(model, 110, SEED)
+        for kv in ("f16", "f32"):
+            pair = [open_generator(m, 128, kv_dtype=kv) for m in (model, reference)]
+            for first, end in ((0, 70), (70, 71), (71, 110)):
+                feed_both(pair, tokens[first:end], 5e-2, f"{name}, kv {kv}, {first}:{end}")
 
 
 TINY = Llama(num_layers=1, hidden_size=32, num_heads=2, num_kv_heads=1, intermediate_size=32)

@@ -45,7 +45,7 @@ def _heading(report: Report, name: str) -> Text:
 
 def _limit_line(limits: Limits | None) -> str:
     if limits is None:
-        return "limits are measured of CPUs alone: none are shown"
+        return "limits are measured on CPUs only: none are shown for a GPU"
     line = f"limits measured in this run: reads {limits.bytes_per_second / 1e9:.1f} GB/s"
     peak = limits.flops_per_second
     return line + (f", float32 FMA {peak / 1e9:.0f} GFLOP/s" if peak else "")
