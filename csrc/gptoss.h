@@ -199,6 +199,17 @@ int gptoss_usable_cpus(void);
  * slow cores of a hybrid processor not at all. */
 int gptoss_usable_cores(void);
 
+struct gptoss_vulkan_device_info {
+    char name[256];
+    const char *kind;      /* "discrete", "integrated", "virtual", "software" or "other" */
+    uint64_t memory_bytes; /* of its own largest memory */
+};
+/* The first max_devices Vulkan devices; num_out: how many there are written. Their order is that of
+ * the indices in device names. GPTOSS_ERROR_UNSUPPORTED: no loader, or no driver. */
+enum gptoss_status gptoss_list_vulkan_devices(struct gptoss_vulkan_device_info *devices,
+                                              size_t max_devices, size_t *num_out,
+                                              struct gptoss_error *error);
+
 /* ---- checkpoint: the files of a model, without the model ---- */
 
 struct gptoss_checkpoint;
@@ -240,7 +251,8 @@ struct gptoss_adapter {
 struct gptoss_model_options {
     const char *device; /* NULL or "cpu"; "vulkan", or "vulkan:" and an index or part of a name */
     const char *isa;    /* NULL: the best available for the precision */
-    const char *precision; /* NULL or "fp32"; "bf16": see docs/numerics.md */
+    const char *precision; /* NULL: the device's own; "fp32"; on a CPU "bf16", on a GPU "fp16": see
+                              docs/numerics.md */
     int num_threads;       /* 0: gptoss_usable_cores() */
     bool read_files;       /* read the weights into memory instead of mapping the files */
     bool profile;          /* count and time the operations, for gptoss_model_profile_entry */

@@ -18,6 +18,10 @@ def isas() -> list[tuple[str, bool]]:
 def bf16_isas() -> list[tuple[str, bool]]:
     """The same of those that compute with precision bf16."""
 
+def vulkan_devices() -> list[tuple[str, str, int]]:
+    """Name, kind and bytes of memory of the Vulkan devices, in the order of their indices.
+    UnsupportedError without a loader or a driver."""
+
 def cpu_features() -> dict[str, bool]: ...
 def usable_cpus() -> int: ...
 def usable_cores() -> int: ...
@@ -153,6 +157,8 @@ class Model:
         profile: bool = False,
         adapters: tuple[tuple[bytes, tuple[str, ...], tuple[float, ...]], ...] = (),
     ) -> Model: ...
+    @property
+    def device(self) -> str: ...
     @property
     def isa(self) -> str: ...
     @property

@@ -149,21 +149,26 @@ class Model:
         path: a directory (Hugging Face or original layout), a .safetensors or a .gguf file, "demo"
             for the model that comes with gptoss, or a name such as "openai/gpt-oss-20b" in the
             local Hugging Face cache. Nothing is downloaded.
-        device: "cpu".
+        device: "cpu"; "vulkan", the first discrete GPU or else the first Vulkan device;
+            "vulkan:1", by its number; "vulkan:radeon", by a part of its name (gptoss doctor lists
+            them). The weights are copied to its memory. Results are the CPU's within a tolerance
+            (docs/numerics.md), the same bits from run to run.
         threads: how many to compute with; by default the physical cores that this process may
             use.
-        isa: the instruction set, by default the best there is for the precision (gptoss doctor
-            lists them). With "fp32" results are the same bits.
-        precision: "fp32", the default, or "bf16": activations are rounded to bfloat16 before every
-            matrix product, which AMX ("amx") or AVX512_BF16 ("avx512_bf16") then multiplies; on
-            AMX in attention too. Processors with neither refuse it. Results depend on the
-            instruction set, and on nothing else.
+        isa: the instruction set of a CPU, by default the best there is for the precision (gptoss
+            doctor lists them). With "fp32" results are the same bits.
+        precision: "fp32" anywhere, a CPU's default. A CPU's "bf16": activations are rounded to
+            bfloat16 before every matrix product, which AMX ("amx") or AVX512_BF16 ("avx512_bf16")
+            then multiplies, on AMX in attention too; processors with neither refuse it; results
+            depend on the instruction set, and on nothing else. A GPU's "fp16", the default where it multiplies such
+            matrices: so are products of many tokens, with lines scaled by a power of two; that
+            keeps three more bits than bfloat16 would, on more devices, at the same speed.
         tokenizer: a Tokenizer, or the path of one; by default what a GGUF file holds, else the
             tokenizer.json beside the weights.
         mmap: use the weights in place in the mapped files; False reads them into memory.
         verify: read every weight once and refuse NaN, infinite and reserved values.
-        progress: called with (done, total) bytes while weights are read or verified; may raise to
-            stop.
+        progress: called with (done, total) bytes while weights are read, brought to a GPU or
+            verified; may raise to stop.
         profile: count and time every operation, for profile(). Results are the same bits.
         adapters: low-rank adapters (LoRA) to add to the weights while computing: directories that
             PEFT saved (adapter_config.json, adapter_model.safetensors), or pairs of one and a
@@ -172,7 +177,10 @@ class Model:
             may have (DoRA, biases, modules_to_save, experts and router) is an UnsupportedError.
 
     Raises FileError, FormatError (with file, tensor, offset, expected, found), ArgumentError,
-    UnsupportedError, OutOfMemoryError.
+    UnsupportedError (a device, too, that is not there), OutOfMemoryError, DeviceError (a GPU or its
+    driver failed).
+
+    After fork() a model on a GPU is the parent's alone: calls in the child raise StateError.
 
     A context manager: leaving the block closes the model as soon as no array of it and no Generator
     is alive.
@@ -251,8 +259,13 @@ class Model:
         return self._adapters
 
     @property
+    def device(self) -> str:
+        """ "cpu", or the name of the GPU."""
+        return self._core.device
+
+    @property
     def isa(self) -> str:
-        """The instruction set that computes."""
+        """The instruction set that computes; "vulkan" on a GPU."""
         return self._core.isa
 
     @property
@@ -397,10 +410,12 @@ class Model:
         config, memory = self._config, self.memory()
         megabytes = (memory["mapped"] + memory["read"]) / 1e6
         experts = f"{config.experts_per_token} of {config.num_experts} experts, "
+        on_cpu = self.device == "cpu"
+        where = f"{self.isa}, {self.threads} threads" if on_cpu else self.device
         return (
             f"<gptoss.Model {str(self.path)!r}: {config.architecture}, {config.num_layers} layers, "
             f"{experts if config.num_experts else ''}{megabytes:,.1f} MB, "
-            f"{self.precision} on {self.isa}, {self.threads} threads>"
+            f"{self.precision} on {where}>"
         )
 
     def __reduce__(self) -> NoReturn:

@@ -17,12 +17,21 @@ have_build_tools() {
             -x c - 2>/dev/null
 }
 
-# The tests also compile for aarch64 and run its kernels, which nothing else needs.
+# The tests also compile for aarch64 and run its kernels, and run on a Vulkan device in software with
+# the validation layer, which nothing else needs. Elsewhere than on Debian and Ubuntu what is missing is skipped.
 have_test_tools() {
-    [ "$(uname -m)" != x86_64 ] || ! command -v apt-get >/dev/null || {
+    command -v apt-get >/dev/null || return 0
+    [ "$(uname -m)" != x86_64 ] || {
         command -v qemu-aarch64 >/dev/null &&
             echo '#include <math.h>' | aarch64-linux-gnu-gcc -fsyntax-only -x c - 2>/dev/null
-    }
+    } || return 1
+    ls /usr/share/vulkan/icd.d/lvp_icd.*json >/dev/null 2>&1 &&
+        [ -e /usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json ]
+}
+install_test_tools() {
+    set -- mesa-vulkan-drivers vulkan-validationlayers
+    [ "$(uname -m)" != x86_64 ] || set -- "$@" gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
+    install_packages "$@"
 }
 
 # Without setuptools' remarks about editable installs.

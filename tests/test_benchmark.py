@@ -150,6 +150,7 @@ def test_run_counts_what_the_model_reads(fixed_limits: Limits) -> None:
     assert [result.test for result in report.results] == tests
     assert report.limits.read_samples == 2 * fixed_limits.read_samples
     assert report.options == {
+        "device": "cpu",
         "threads": 2,
         "isa": report.options["isa"],
         "precision": "fp32",

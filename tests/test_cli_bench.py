@@ -77,6 +77,7 @@ def test_json_says_everything(cli, fixed_limits):  # noqa: F811
     assert {"cpu", "cpu_features", "cpus"} == facts["machine"].keys()
     assert facts["model"]["config"]["num_layers"] == 8 and facts["model"]["bytes"] > 1e7
     assert facts["options"] == {
+        "device": "cpu",
         "threads": 2,
         "isa": "scalar",
         "precision": "fp32",

@@ -365,6 +365,16 @@ static PyObject *list_taps(PyObject *self, PyObject *unused) {
     return list;
 }
 
+static PyObject *get_device(PyObject *self, void *unused) {
+    (void)unused;
+    struct gptoss_python_owner *owner = gptoss_python_model_owner(self);
+    if (owner == NULL)
+        return NULL;
+    PyObject *name = gptoss_python_text(gptoss_model_device(owner->model));
+    gptoss_python_owner_release(owner);
+    return name;
+}
+
 static PyObject *get_isa(PyObject *self, void *unused) {
     (void)unused;
     struct gptoss_python_owner *owner = gptoss_python_model_owner(self);
@@ -421,11 +431,9 @@ static PyMethodDef methods[] = {
 };
 
 static PyGetSetDef attributes[] = {
-    {"isa", get_isa, NULL, NULL, NULL},
-    {"precision", get_precision, NULL, NULL, NULL},
-    {"threads", get_threads, NULL, NULL, NULL},
-    {"closed", get_closed, NULL, NULL, NULL},
-    {NULL, NULL, NULL, NULL, NULL},
+    {"device", get_device, NULL, NULL, NULL},       {"isa", get_isa, NULL, NULL, NULL},
+    {"precision", get_precision, NULL, NULL, NULL}, {"threads", get_threads, NULL, NULL, NULL},
+    {"closed", get_closed, NULL, NULL, NULL},       {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot slots[] = {

@@ -29,6 +29,29 @@ static PyObject *bf16_isas(PyObject *module, PyObject *unused) {
     return list_isas(gptoss_num_bf16_isas(), gptoss_bf16_isa_name, gptoss_bf16_isa_available);
 }
 
+/* vulkan_devices() -> [(name, kind, memory_bytes), ...] in the order of their indices. */
+static PyObject *vulkan_devices(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    struct gptoss_vulkan_device_info devices[32];
+    struct gptoss_error error;
+    enum gptoss_status status;
+    size_t count = 0;
+    Py_BEGIN_ALLOW_THREADS;
+    status = gptoss_list_vulkan_devices(devices, 32, &count, &error);
+    Py_END_ALLOW_THREADS;
+    if (status != GPTOSS_OK)
+        return gptoss_python_raise(&error);
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list != NULL && i < count; i++) {
+        PyObject *item =
+            Py_BuildValue("(NsK)", gptoss_python_text(devices[i].name), devices[i].kind,
+                          (unsigned long long)devices[i].memory_bytes);
+        if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) != 0)
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
 static PyObject *cpu_features(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
     size_t count = gptoss_num_cpu_features();
@@ -77,6 +100,7 @@ static PyMethodDef functions[] = {
     {"version", version, METH_NOARGS, NULL},
     {"isas", isas, METH_NOARGS, NULL},
     {"bf16_isas", bf16_isas, METH_NOARGS, NULL},
+    {"vulkan_devices", vulkan_devices, METH_NOARGS, NULL},
     {"cpu_features", cpu_features, METH_NOARGS, NULL},
     {"usable_cpus", usable_cpus, METH_NOARGS, NULL},
     {"usable_cores", usable_cores, METH_NOARGS, NULL},

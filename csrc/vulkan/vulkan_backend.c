@@ -11,6 +11,10 @@
 /* Ctrl-C is to work within 100 ms. */
 #define POLL_NANOSECONDS 20000000u
 
+bool gptoss_vulkan_is_ours(const struct gptoss_vulkan_backend *backend) {
+    return backend->owner == (int)getpid();
+}
+
 /* ---- memory ---- */
 
 enum gptoss_status gptoss_vulkan_scratch(struct gptoss_vulkan_backend *backend,
@@ -24,8 +28,13 @@ enum gptoss_status gptoss_vulkan_scratch(struct gptoss_vulkan_backend *backend,
         gptoss_vulkan_memory_release(&backend->device, memory);
         GPTOSS_TRY(gptoss_vulkan_memory_create(&backend->device, GPTOSS_VULKAN_DEVICE, num_bytes,
                                                "scratch memory", memory, &backend->error));
-        GPTOSS_TRY(gptoss_vulkan_list_zeros(&backend->queue, memory));
-        GPTOSS_TRY(gptoss_vulkan_start(&backend->queue, false, &backend->error));
+        enum gptoss_status status = gptoss_vulkan_list_zeros(&backend->queue, memory);
+        if (status == GPTOSS_OK)
+            status = gptoss_vulkan_start(&backend->queue, false, &backend->error);
+        if (status != GPTOSS_OK) { /* not zero: to be made again */
+            gptoss_vulkan_memory_release(&backend->device, memory);
+            return status;
+        }
     }
     *address_out = memory->address;
     return GPTOSS_OK;
@@ -66,10 +75,12 @@ static void vulkan_buffer_release(struct gptoss_backend *base, struct gptoss_buf
     if (buffer == NULL)
         return;
     struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
-    gptoss_vulkan_flush(backend);
-    gptoss_vulkan_forget(&backend->queue);
-    backend->norm_of = NULL;
-    gptoss_vulkan_memory_release(&backend->device, &buffer->memory);
+    if (gptoss_vulkan_is_ours(backend)) {
+        gptoss_vulkan_flush(backend);
+        gptoss_vulkan_forget(&backend->queue);
+        backend->norm_of = NULL;
+        gptoss_vulkan_memory_release(&backend->device, &buffer->memory);
+    }
     gptoss_free(buffer->host);
     gptoss_free(buffer);
 }
@@ -157,7 +168,7 @@ static enum gptoss_status take_turn(struct gptoss_vulkan_backend *backend, gptos
 static enum gptoss_status vulkan_begin(struct gptoss_backend *base, gptoss_poll_fn poll, void *user,
                                        struct gptoss_error *error) {
     struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
-    if (backend->owner != (int)getpid())
+    if (!gptoss_vulkan_is_ours(backend))
         return gptoss_error_set(error, GPTOSS_ERROR_STATE,
                                 "a model on a Vulkan device does not work after fork(): open it in "
                                 "the child, or start that with the method 'spawn'");
@@ -256,7 +267,7 @@ static void vulkan_release(struct gptoss_backend *base) {
     if (base == NULL)
         return;
     struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
-    if (backend->owner != (int)getpid()) { /* the device is the parent's */
+    if (!gptoss_vulkan_is_ours(backend)) {
         gptoss_thread_pool_abandon(backend->pool);
         gptoss_free(backend);
         return;

@@ -86,6 +86,8 @@ struct gptoss_buffer {
     void *host; /* a copy for buffer_read, made at its first use */
 };
 
+/* False after fork(): the device is the parent's, and nothing of it may be touched. */
+bool gptoss_vulkan_is_ours(const struct gptoss_vulkan_backend *backend);
 /* At least num_bytes of a scratch memory, whose contents do not survive; zeroed when it grows. */
 enum gptoss_status gptoss_vulkan_scratch(struct gptoss_vulkan_backend *backend,
                                          enum gptoss_scratch_use use, uint64_t num_bytes,

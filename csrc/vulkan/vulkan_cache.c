@@ -50,7 +50,8 @@ void gptoss_vulkan_cache_release(struct gptoss_backend *base, struct gptoss_cach
     if (cache == NULL)
         return;
     (void)base;
-    gptoss_vulkan_memory_release(&cache->backend->device, &cache->memory);
+    if (gptoss_vulkan_is_ours(cache->backend))
+        gptoss_vulkan_memory_release(&cache->backend->device, &cache->memory);
     gptoss_address_space_release(&cache->copy);
     gptoss_free(cache);
 }
@@ -64,9 +65,11 @@ static enum gptoss_status copy_rows(struct gptoss_vulkan_queue *queue,
         return GPTOSS_OK;
     uint64_t num_bytes = (uint64_t)cache->end * cache->row_bytes;
     for (int64_t line = 0; line < num_lines(cache); ++line)
-        GPTOSS_TRY(gptoss_vulkan_list_copy(
-            queue, from, (uint64_t)(line * from_capacity) * cache->row_bytes, to,
-            (uint64_t)(line * to_capacity) * cache->row_bytes, num_bytes, line > 0));
+        if (gptoss_vulkan_list_copy(queue, from,
+                                    (uint64_t)(line * from_capacity) * cache->row_bytes, to,
+                                    (uint64_t)(line * to_capacity) * cache->row_bytes, num_bytes,
+                                    line > 0) != GPTOSS_OK)
+            return gptoss_vulkan_list_refused(error);
     GPTOSS_TRY(gptoss_vulkan_start(queue, false, error));
     return gptoss_vulkan_wait(queue, NULL, NULL, error);
 }
@@ -140,12 +143,19 @@ static enum gptoss_status fetch(struct gptoss_vulkan_backend *backend, struct gp
                                    "a copy of the cache (address space)");
     if (num_bytes == 0)
         return GPTOSS_OK;
-    GPTOSS_TRY(gptoss_vulkan_reserve_readback(backend, (uint64_t)heads * num_bytes));
+    enum gptoss_status status =
+        gptoss_vulkan_reserve_readback(backend, (uint64_t)heads * num_bytes);
+    if (status != GPTOSS_OK) {
+        if (error != NULL)
+            *error = backend->error;
+        return status;
+    }
     for (int64_t head = 0; head < heads; ++head)
-        GPTOSS_TRY(gptoss_vulkan_list_copy(
-            &backend->queue, &cache->memory,
-            (uint64_t)((first + head) * cache->capacity) * cache->row_bytes, &backend->readback,
-            (uint64_t)head * num_bytes, num_bytes, head > 0));
+        if (gptoss_vulkan_list_copy(&backend->queue, &cache->memory,
+                                    (uint64_t)((first + head) * cache->capacity) * cache->row_bytes,
+                                    &backend->readback, (uint64_t)head * num_bytes, num_bytes,
+                                    head > 0) != GPTOSS_OK)
+            return gptoss_vulkan_list_refused(error);
     GPTOSS_TRY(gptoss_vulkan_start(&backend->queue, false, error));
     GPTOSS_TRY(gptoss_vulkan_wait(&backend->queue, NULL, NULL, error));
     for (int64_t head = 0; head < heads; ++head)

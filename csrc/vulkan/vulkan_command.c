@@ -96,6 +96,10 @@ enum gptoss_status gptoss_vulkan_list_zeros(struct gptoss_vulkan_queue *queue,
     return gptoss_vulkan_list(queue, &command);
 }
 
+enum gptoss_status gptoss_vulkan_list_refused(struct gptoss_error *error) {
+    return gptoss_error_memory(error, sizeof(struct gptoss_vulkan_command), "a list of commands");
+}
+
 /* ---- recording ---- */
 
 static void record_barrier(const struct gptoss_vulkan_device *device, VkCommandBuffer recording) {

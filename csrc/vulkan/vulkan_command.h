@@ -63,6 +63,8 @@ gptoss_vulkan_list_copy(struct gptoss_vulkan_queue *queue, const struct gptoss_v
                         uint64_t to_offset, uint64_t num_bytes, bool joins_previous);
 enum gptoss_status gptoss_vulkan_list_zeros(struct gptoss_vulkan_queue *queue,
                                             const struct gptoss_vulkan_memory *to);
+/* The error of a list without room, for those who hand on none of their own. */
+enum gptoss_status gptoss_vulkan_list_refused(struct gptoss_error *error);
 /* Starts what is listed, after all that was started before. keep: whether to keep the recording. */
 enum gptoss_status gptoss_vulkan_start(struct gptoss_vulkan_queue *queue, bool keep,
                                        struct gptoss_error *error);

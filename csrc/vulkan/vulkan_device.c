@@ -257,6 +257,48 @@ static enum gptoss_status create_device(struct gptoss_vulkan_device *device,
     return GPTOSS_OK;
 }
 
+/* ---- what there is ---- */
+
+static const char *kind_of(VkPhysicalDeviceType type) {
+    switch (type) {
+    case VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU: return "discrete";
+    case VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU: return "integrated";
+    case VK_PHYSICAL_DEVICE_TYPE_VIRTUAL_GPU: return "virtual";
+    case VK_PHYSICAL_DEVICE_TYPE_CPU: return "software";
+    default: return "other";
+    }
+}
+
+static uint64_t largest_heap(const VkPhysicalDeviceMemoryProperties *memory) {
+    uint64_t largest = 0;
+    for (uint32_t i = 0; i < memory->memoryHeapCount; ++i)
+        if ((memory->memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) != 0 &&
+            memory->memoryHeaps[i].size > largest)
+            largest = memory->memoryHeaps[i].size;
+    return largest;
+}
+
+enum gptoss_status gptoss_list_vulkan_devices(struct gptoss_vulkan_device_info *devices,
+                                              size_t max_devices, size_t *num_out,
+                                              struct gptoss_error *error) {
+    struct gptoss_vulkan_loader loader;
+    struct device_list list;
+    GPTOSS_TRY(gptoss_vulkan_loader_open(&loader, error));
+    enum gptoss_status status = list_devices(&loader, &list, error);
+    for (uint32_t i = 0; status == GPTOSS_OK && i < list.count && i < max_devices; ++i) {
+        VkPhysicalDeviceMemoryProperties2 memory = {
+            .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2};
+        loader.GetPhysicalDeviceMemoryProperties2(list.devices[i], &memory);
+        snprintf(devices[i].name, sizeof devices[i].name, "%s", list.properties[i].deviceName);
+        devices[i].kind = kind_of(list.properties[i].deviceType);
+        devices[i].memory_bytes = largest_heap(&memory.memoryProperties);
+    }
+    if (status == GPTOSS_OK)
+        *num_out = list.count < max_devices ? list.count : max_devices;
+    gptoss_vulkan_loader_close(&loader);
+    return status;
+}
+
 /* ---- life ---- */
 
 static enum gptoss_status choose_and_create(const char *which, struct gptoss_vulkan_device *device,

@@ -73,7 +73,7 @@ enum gptoss_status gptoss_vulkan_memory_create(const struct gptoss_vulkan_device
                                                enum gptoss_vulkan_place place, uint64_t num_bytes,
                                                const char *what, struct gptoss_vulkan_memory *out,
                                                struct gptoss_error *error) {
-    *out = (struct gptoss_vulkan_memory){.num_bytes = num_bytes};
+    *out = (struct gptoss_vulkan_memory){0};
     if (!gptoss_allocation_permitted() || num_bytes > device->max_allocation_bytes)
         return refuse(device, VK_ERROR_OUT_OF_DEVICE_MEMORY, num_bytes, what, error);
     const VkBufferCreateInfo info = {
@@ -96,6 +96,7 @@ enum gptoss_status gptoss_vulkan_memory_create(const struct gptoss_vulkan_device
         .buffer = out->buffer,
     };
     out->address = device->run.GetBufferDeviceAddress(device->handle, &address);
+    out->num_bytes = num_bytes;
     return GPTOSS_OK;
 }
 

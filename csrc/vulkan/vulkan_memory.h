@@ -1,5 +1,4 @@
-/* Memory of a device: buffers with an address, and copies of host memory through a staging
- * buffer. */
+/* Memory of a device: buffers with an address. */
 #ifndef GPTOSS_VULKAN_VULKAN_MEMORY_H
 #define GPTOSS_VULKAN_VULKAN_MEMORY_H
 

@@ -170,12 +170,12 @@ static void fill_blocks(const struct gptoss_weight *weight, const uint8_t *row, 
 }
 
 /* A column of a matrix stored [inputs][outputs], element by element. */
-static void gather(const struct gptoss_weight *weight, int64_t row, uint64_t element,
-                   uint8_t *out) {
+static void gather(const struct gptoss_weight *weight, const uint8_t *matrix, int64_t row,
+                   uint64_t element, uint8_t *out) {
     uint64_t line = (uint64_t)(weight->num_stored > 0 ? weight->num_stored : weight->num_rows);
     for (int64_t column = 0; column < weight->num_columns; ++column)
         memcpy(out + (uint64_t)column * element,
-               weight->data + ((uint64_t)column * line + (uint64_t)row) * element, element);
+               matrix + ((uint64_t)column * line + (uint64_t)row) * element, element);
 }
 
 static void fill_row(const struct gptoss_weight_entry *entry, uint64_t index, uint8_t *codes,
@@ -185,8 +185,8 @@ static void fill_row(const struct gptoss_weight_entry *entry, uint64_t index, ui
     int64_t row = (int64_t)(index % (uint64_t)weight->num_rows);
     uint64_t columns = (uint64_t)weight->num_columns;
     uint64_t from_bytes = gptoss_dtype_row_bytes(weight->dtype, columns);
-    const uint8_t *from =
-        weight->data + (uint64_t)matrix * weight->matrix_bytes + (uint64_t)row * from_bytes;
+    const uint8_t *first = weight->data + (uint64_t)matrix * weight->matrix_bytes;
+    const uint8_t *from = first + (uint64_t)row * from_bytes;
     const uint8_t *from_scales = NULL;
     if (weight->dtype == GPTOSS_DTYPE_MXFP4)
         from_scales = weight->scales + (uint64_t)matrix * weight->scale_matrix_bytes +
@@ -199,7 +199,7 @@ static void fill_row(const struct gptoss_weight_entry *entry, uint64_t index, ui
     }
     memset(codes, 0, entry->row_bytes);
     if (weight->transposed) {
-        gather(weight, row, gptoss_dtype_bytes(weight->dtype), codes);
+        gather(weight, first, row, gptoss_dtype_bytes(weight->dtype), codes);
     } else if (entry->layout == GPTOSS_DEVICE_F32 && weight->dtype != GPTOSS_DTYPE_F32) {
         gptoss_decode_row(weight->dtype, from, from_scales, columns, (float *)codes);
     } else {
@@ -283,14 +283,16 @@ load_entry(struct gptoss_vulkan_weights *weights, struct gptoss_weight_entry *en
                             (uint8_t *)staging[*half].host + codes_bytes};
         gptoss_thread_pool_run(pool, fill_task, &fill,
                                (int64_t)((count + PIECE_ROWS - 1) / PIECE_ROWS), NULL, NULL);
-        GPTOSS_TRY(gptoss_vulkan_list_copy(queue, &staging[*half], 0, to,
-                                           entry->block_offset + row * entry->row_bytes,
-                                           codes_bytes, false));
-        if (entry->scale_row_bytes > 0)
-            GPTOSS_TRY(gptoss_vulkan_list_copy(queue, &staging[*half], codes_bytes, to,
-                                               entry->block_offset + entry->scales_offset +
-                                                   row * entry->scale_row_bytes,
-                                               count * entry->scale_row_bytes, true));
+        enum gptoss_status status = gptoss_vulkan_list_copy(
+            queue, &staging[*half], 0, to, entry->block_offset + row * entry->row_bytes,
+            codes_bytes, false);
+        if (status == GPTOSS_OK && entry->scale_row_bytes > 0)
+            status = gptoss_vulkan_list_copy(queue, &staging[*half], codes_bytes, to,
+                                             entry->block_offset + entry->scales_offset +
+                                                 row * entry->scale_row_bytes,
+                                             count * entry->scale_row_bytes, true);
+        if (status != GPTOSS_OK)
+            return gptoss_vulkan_list_refused(error);
         GPTOSS_TRY(gptoss_vulkan_start(queue, false, error)); /* waits for the other half's */
     }
     return GPTOSS_OK;

@@ -101,12 +101,13 @@ class Result:
     roofline of the run's own measurements: a token takes at least the time to read its bytes
     (weights, keys, values) from memory, and at least the time of the multiply-adds of its matrix
     products. What is shared by the tokens of a pass, as weights in prefill, is divided among them.
+    On a GPU limits are not measured: None, as is what follows from them.
     """
 
     test: Test
     seconds: tuple[float, ...]
     profile: Profile
-    limits: Limits
+    limits: Limits | None
 
     @property
     def tokens_per_second(self) -> Statistics:
@@ -136,32 +137,36 @@ class Result:
         return self._a_token(self.profile.flops)
 
     @property
-    def read_share(self) -> float:
+    def read_share(self) -> float | None:
         """Of the read bandwidth, at the median speed."""
+        if self.limits is None:
+            return None
         return self._rate(self.bytes_per_token) / self.limits.bytes_per_second
 
     @property
     def fma_share(self) -> float | None:
         """Of the peak of multiply-adds, at the median speed; matrix products alone count."""
-        peak = self.limits.flops_per_second
+        peak = None if self.limits is None else self.limits.flops_per_second
         return self._rate(self.linear_flops_per_token) / peak if peak else None
 
     def _rate(self, amount_per_token: float) -> float:
         return amount_per_token * self.tokens_per_second.median
 
     @property
-    def limited_by(self) -> Literal["read", "fma"]:
+    def limited_by(self) -> Literal["read", "fma"] | None:
         """Which of the two limits is the nearer one."""
+        if self.read_share is None:
+            return None
         return "fma" if (self.fma_share or 0.0) > self.read_share else "read"
 
     @property
-    def share(self) -> float:
+    def share(self) -> float | None:
         """Of the nearer limit."""
-        return max(self.read_share, self.fma_share or 0.0)
+        return None if self.read_share is None else max(self.read_share, self.fma_share or 0.0)
 
     @property
-    def limit_tokens_per_second(self) -> float:
-        return self.tokens_per_second.median / self.share
+    def limit_tokens_per_second(self) -> float | None:
+        return None if self.share is None else self.tokens_per_second.median / self.share
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -197,12 +202,12 @@ class Report:
 
     model: dict[str, Any]
     options: dict[str, Any]
-    limits: Limits
+    limits: Limits | None  # None on a GPU
     results: tuple[Result, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON types."""
-        limits = {
+        limits = self.limits and {
             "bytes_per_second": self.limits.bytes_per_second,
             "flops_per_second": self.limits.flops_per_second,
             **dataclasses.asdict(self.limits),
@@ -220,8 +225,8 @@ class Benchmark:
     """An open model and what was measured of it. Made for the tests that it will run, whose
     context it reserves. A context manager.
 
-    path, threads, isa, precision: as of gptoss.Model. kv_dtype, block_size: as of gptoss.Generator.
-    seed: of the random tokens.
+    path, device, threads, isa, precision, loading (its progress): as of gptoss.Model. kv_dtype,
+    block_size: as of gptoss.Generator. seed: of the random tokens.
     """
 
     def __init__(
@@ -229,17 +234,27 @@ class Benchmark:
         path: str | os.PathLike[str],
         tests: Iterable[Test],
         *,
+        device: str = "cpu",
         threads: int | None = None,
         isa: str | None = None,
         precision: str | None = None,
         kv_dtype: str = "f16",
         block_size: int | None = None,
         seed: int = 0,
+        loading: Progress | None = None,
     ) -> None:
         self.tests = list(tests)
         if not self.tests:
             raise ArgumentError("there is nothing to measure: give at least one test")
-        self.model = gptoss.Model(path, threads=threads, isa=isa, precision=precision, profile=True)
+        self.model = gptoss.Model(
+            path,
+            device=device,
+            threads=threads,
+            isa=isa,
+            precision=precision,
+            profile=True,
+            progress=loading,
+        )
         self._make = functools.partial(
             gptoss.Generator,
             self.model,
@@ -292,8 +307,10 @@ class Benchmark:
                 self._results.append(Result(test, tuple(seconds), profile, self.limits))
         return self._results[-1]
 
-    def _measure_limits(self) -> Limits:
+    def _measure_limits(self) -> Limits | None:
         model = self.model
+        if model.device != "cpu":
+            return None
         return measure_limits(model.threads, model.isa, model.precision)
 
     def _random(self, rng: np.random.Generator, count: int) -> list[int]:
@@ -341,8 +358,9 @@ class Benchmark:
 
         again: measure the limits once more; the better of both counts.
         """
-        if again:
-            self.limits |= self._measure_limits()
+        measured = self._measure_limits() if again else None
+        if self.limits is not None and measured is not None:
+            self.limits |= measured
         results = [dataclasses.replace(result, limits=self.limits) for result in self._results]
         config = dataclasses.asdict(self.model.config)
         memory = self.model.memory()
@@ -352,6 +370,7 @@ class Benchmark:
             "config": config | {"layer_types": list(config["layer_types"])},
         }
         options = {
+            "device": self.model.device,
             "threads": self.model.threads,
             "isa": self.model.isa,
             "precision": self.model.precision,

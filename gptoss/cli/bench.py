@@ -150,6 +150,11 @@ class Session:
         }
 
 
+def _open(path: str | Path, tests: list[Test], **how: Any) -> Benchmark:
+    with console.progress_bar("loading the weights", unit="bytes") as loading:
+        return Benchmark(path, tests, loading=loading, **how)
+
+
 def _find_peers(
     commands: list[str], gguf: Path | None, path: str | Path
 ) -> tuple[list[Peer], Path]:
@@ -302,6 +307,7 @@ def run(
     layers: Layers = None,
     layout: LayoutName = None,
     keep: Keep = None,
+    device: options.Device = "cpu",
     threads: options.Threads = None,
     isa: options.Isa = None,
     precision: options.Precision = None,
@@ -319,7 +325,8 @@ def run(
     least its FLOP / FMA peak: of the matrix products, attention left out. Both limits are
     measured in the same run with the same threads: plain vector loads over memory larger than the
     caches, and independent float32 multiply-adds, the best round of each. "reached" is the median's
-    share of the nearer limit. The model's own counters, not estimates, give bytes and FLOP.
+    share of the nearer limit. The model's own counters, not estimates, give bytes and FLOP. With a
+    --device other than the CPU no limit is measured, and none is shown.
     """
     tests = make_tests(
         sizes(prompt, "--prompt", none=True),
@@ -333,9 +340,9 @@ def run(
         raise typer.BadParameter("--peer-model is the file for --peer, which is missing")
     with _model_path(model, preset, layers, layout, keep, seed) as path:
         peers, gguf = _find_peers(peer, peer_model, path) if peer else ([], None)
-        engine: dict[str, Any] = {"threads": threads, "isa": isa, "precision": precision}
-        cache: dict[str, Any] = {"kv_dtype": kv, "block_size": block_size}
-        with Benchmark(path, tests, seed=seed, **engine, **cache) as benchmark:
+        engine = {"device": device, "threads": threads, "isa": isa, "precision": precision}
+        cache = {"kv_dtype": kv, "block_size": block_size}
+        with _open(path, tests, seed=seed, **engine, **cache) as benchmark:
             session = Session(benchmark, repeat, peers, gguf)
             report = session.run()
         if as_json:

@@ -32,37 +32,46 @@ def _plural(count: int, noun: str) -> str:
 def _heading(report: Report, name: str) -> Text:
     model, options = report.model, report.options
     config, threads = model["config"], options["threads"]
+    on_cpu = options["device"] == "cpu"
+    where = f"{options['isa']}, {_plural(threads, 'thread')}" if on_cpu else "vulkan"
     parts = [
         f"{config['architecture']}, {_plural(config['num_layers'], 'layer')}",
         amount(model["bytes"], "B"),
-        f"{options['precision']} on {options['isa']}, {_plural(threads, 'thread')}, "
-        f"KV {options['kv_dtype']}",
-        doctor.cpu_model(),
+        f"{options['precision']} on {where}, KV {options['kv_dtype']}",
+        doctor.cpu_model() if on_cpu else options["device"],
     ]
     return Text.assemble((name, "bold"), "  ", " · ".join(parts))
 
 
-def _limit_line(limits: Limits) -> str:
+def _limit_line(limits: Limits | None) -> str:
+    if limits is None:
+        return "limits are measured on CPUs only: none are shown for a GPU"
     line = f"limits measured in this run: reads {limits.bytes_per_second / 1e9:.1f} GB/s"
     peak = limits.flops_per_second
     return line + (f", float32 FMA {peak / 1e9:.0f} GFLOP/s" if peak else "")
 
 
 def _speed_table(results: tuple[Result, ...]) -> Table:
-    rows = console.table("test", "tok/s", "min .. max", "a token", "limit", "reached", right=(1, 4))
+    headers = ["test", "tok/s", "min .. max", "a token", "limit", "reached"]
+    if any(result.limits is None for result in results):
+        headers = headers[:4]
+    rows = console.table(*headers, right=(1, 4))
     for result in results:
         speed = result.tokens_per_second
-        if result.limited_by == "read":
-            need = amount(result.bytes_per_token, "B")
-        else:
+        if result.limited_by == "fma":
             need = amount(result.linear_flops_per_token, "FLOP")
+        else:
+            need = amount(result.bytes_per_token, "B")
+        cells: list[str | Text] = []
+        if result.limited_by and result.share and result.limit_tokens_per_second:
+            share = f"{result.share:.0%} of {_LIMIT_NAMES[result.limited_by]}"
+            cells = [number(result.limit_tokens_per_second), Text(share)]
         rows.add_row(
             str(result.test),
             Text(number(speed.median), "bold"),
             f"{number(speed.minimum)} .. {number(speed.maximum)}",
             need,
-            number(result.limit_tokens_per_second),
-            Text(f"{result.share:.0%} of {_LIMIT_NAMES[result.limited_by]}"),
+            *cells,
         )
     return rows
 
@@ -91,12 +100,13 @@ def _peer_table(results: tuple[Result, ...], peers: list[PeerResult]) -> Table:
 def _profile_table(result: Result) -> Table:
     """Operations of one test, beside the same limits."""
     profile, limits = result.profile, result.limits
-    headers = ("ms/token", "time", "GB/s", "max", "GFLOP/s", "max")
+    headers = ["ms/token", "time", "GB/s", "max", "GFLOP/s", "max"]
+    if limits is None:
+        headers = [header for header in headers if header != "max"]
     rows = console.table(str(result.test), *headers, right=(1, 2, 3, 4, 5, 6))
     tokens = result.test.all_tokens * len(result.seconds)
-    peak = limits.flops_per_second
     for operation in profile:
-        rows.add_row(*_profile_row(operation, profile, tokens, limits.bytes_per_second, peak))
+        rows.add_row(*_profile_row(operation, profile, tokens, limits))
     rest = [number(profile.other_seconds / tokens * 1e3), _share(profile.other_seconds, profile)]
     rows.add_row(Text("between them", "dim"), *rest)
     rows.add_row("together", number(profile.seconds / tokens * 1e3), "", style="bold")
@@ -108,15 +118,17 @@ def _share(seconds: float, profile: Profile) -> str:
 
 
 def _profile_row(
-    operation: Operation, profile: Profile, tokens: int, bandwidth: float, peak: float | None
+    operation: Operation, profile: Profile, tokens: int, limits: Limits | None
 ) -> list[str]:
+    peak = None if limits is None else limits.flops_per_second
     cells = [
         operation.name,
         number(operation.seconds / tokens * 1e3),
         _share(operation.seconds, profile),
         number(operation.bytes_per_second / 1e9),
-        f"{operation.bytes_per_second / bandwidth:.0%}",
     ]
+    if limits is not None:
+        cells.append(f"{operation.bytes_per_second / limits.bytes_per_second:.0%}")
     if operation.flops:
         cells.append(number(operation.flops_per_second / 1e9))
         cells.append(f"{operation.flops_per_second / peak:.0%}" if peak else "")
@@ -129,12 +141,11 @@ def _summary(results: tuple[Result, ...]) -> str:
     for kind, word in (("prefill", "Prefill"), ("decode", "decode")):
         chosen = [result for result in results if result.test.kind == kind]
         if chosen:
-            best = max(chosen, key=lambda result: result.share)
-            speed = number(best.tokens_per_second.median)
-            parts.append(
-                f"{word} {speed} tok/s ({best.test}), {best.share:.0%} of "
-                f"{_LIMIT_NAMES[best.limited_by]}"
-            )
+            best = max(chosen, key=lambda result: result.share or result.tokens_per_second.median)
+            part = f"{word} {number(best.tokens_per_second.median)} tok/s ({best.test})"
+            if best.limited_by:
+                part += f", {best.share:.0%} of {_LIMIT_NAMES[best.limited_by]}"
+            parts.append(part)
     sentence = "; ".join(parts)
     return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else "Nothing was measured."
 
@@ -155,7 +166,7 @@ def show(report: Report, peers: list[PeerResult], name: str, profile: bool) -> N
         out.print(_profile_table(result))
     out.print()
     out.print(_summary(report.results), soft_wrap=True)
-    if report.model["bytes"] < report.limits.cache_bytes:
+    if report.limits is not None and report.model["bytes"] < report.limits.cache_bytes:
         out.print(
             Text(
                 f"The whole model fits in the last-level cache "

@@ -126,9 +126,11 @@ def converse(session: Session, read_line: Callable[[str], str]) -> None:
 
 
 def _greeting(model: gptoss.Model) -> str:
-    threads = f"{model.threads} thread{'s' if model.threads > 1 else ''}"
+    how = f"{model.isa}, {model.threads} thread{'s' if model.threads > 1 else ''}"
+    if model.device != "cpu":
+        how = f"{model.device}, {model.precision}"
     return (
-        f"gptoss {gptoss.__version__} · {model.path.name} · {model.isa}, {threads}\n"
+        f"gptoss {gptoss.__version__} · {model.path.name} · {how}\n"
         "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.\n"
     )
 
@@ -174,6 +176,7 @@ def run(
     frequency_penalty: options.FrequencyPenalty = None,
     presence_penalty: options.PresencePenalty = None,
     seed: options.Seed = None,
+    device: options.Device = "cpu",
     threads: options.Threads = None,
     isa: options.Isa = None,
     precision: options.Precision = None,
@@ -184,9 +187,8 @@ def run(
 ) -> None:
     """Talk with a model. Lines piped in are messages too; then only the answers are printed."""
     adapters = options.adapters(adapter)
-    with gptoss.Model(
-        model, threads=threads, isa=isa, precision=precision, adapters=adapters
-    ) as handle:
+    engine = {"device": device, "threads": threads, "isa": isa, "precision": precision}
+    with options.open_model(model, adapters=adapters, **engine) as handle:
         sampling = options.sampling(
             handle,
             temperature=temperature,

@@ -1,14 +1,15 @@
 """`gptoss doctor`: what this machine and this build have, and whether they compute right."""
 
-import ctypes
 import dataclasses
+import itertools
 import json
+import math
 import os
 import platform
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -19,9 +20,14 @@ from rich.text import Text
 import gptoss
 from gptoss import _core
 from gptoss.cli import console, options
+from gptoss.device_test import compare_device
 from gptoss.self_test import OperationResult, self_test
 
-EXAMPLES = ("gptoss doctor", "gptoss doctor --json")
+EXAMPLES = (
+    "gptoss doctor",
+    "gptoss doctor --device vulkan --model ~/models/gpt-oss-20b",
+    "gptoss doctor --json",
+)
 
 QUESTION = "What is 17 + 25?"
 ANSWER = "17 + 25 = 42."
@@ -56,12 +62,15 @@ def cgroup_cpus() -> float | None:
     return None if quota == "max" else int(quota) / int(period)
 
 
-def has_vulkan_loader() -> bool:
+def vulkan_facts() -> dict[str, Any]:
+    """The Vulkan devices, and why there are none."""
     try:
-        ctypes.CDLL("libvulkan.so.1")
-    except OSError:
-        return False
-    return True
+        found, problem = _core.vulkan_devices(), None
+    except gptoss.Error as error:
+        found, problem = [], str(error)
+    names = ("name", "kind", "memory_bytes")
+    devices = [dict(zip(names, each, strict=True)) for each in found]
+    return {"vulkan_devices": devices, "vulkan_problem": problem}
 
 
 def machine_facts() -> dict[str, Any]:
@@ -83,7 +92,7 @@ def machine_facts() -> dict[str, Any]:
         "bf16_isas": [
             {"name": name, "available": available} for name, available in _core.bf16_isas()
         ],
-        "vulkan_loader": has_vulkan_loader(),
+        **vulkan_facts(),
         "kernels": _core.kernels(),
     }
 
@@ -119,8 +128,42 @@ def check_demo() -> tuple[Check, str | None]:
     return Check("demo model", True, f"{QUESTION} {answer}"), isa
 
 
+def check_device(
+    path: str, device: str, precision: str | None
+) -> tuple[Check, dict[str, Any] | None]:
+    """Compares every activation of a model on the device with the CPU's."""
+    name = f"{path} on {device}"
+    try:
+        with console.progress_bar("", unit="%") as advance:
+
+            def loading(done: int, total: int) -> None:
+                advance(100 * done // total, 100, f"{path}: loading")
+
+            def running(done: int, total: int) -> None:
+                advance(100 * done // total, 100, f"{path}: comparing")
+
+            found = compare_device(path, device, precision, loading, running)
+    except Exception as error:
+        return Check(name, False, console.sentence(error)), None
+    beyond = found.first_beyond
+    if beyond is not None:
+        detail = (
+            f"{beyond.name} is the first beyond the tolerance of {found.tolerance:g}: it differs "
+            f"from the CPU's by {beyond.largest:.1e} of its largest element"
+        )
+    elif not found.passed:
+        detail = "nearly equal experts of the first token were ranked otherwise: nothing to compare"
+    else:
+        worst = max(found.differences, key=lambda each: each.largest)
+        detail = (
+            f"{len(found.differences)} activations of {found.num_compared} tokens within "
+            f"{found.tolerance:g} of the CPU's, {worst.name} the farthest ({worst.largest:.1e})"
+        )
+    return Check(name, found.passed, detail), {"path": path, **dataclasses.asdict(found)}
+
+
 def examine(progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Everything the report shows, as JSON types; `passed` says whether all checks did."""
+    """What this machine and build have and whether they compute right, as JSON types."""
     facts = machine_facts()
     checks, tests = [], []
     compiled = [*facts["isas"], *facts["bf16_isas"]]
@@ -137,8 +180,16 @@ def examine(progress: Callable[[int, int], None]) -> dict[str, Any]:
     checks.append(demo)
     facts["self_test"] = {"seed": seed, "results": tests}
     facts["checks"] = [dataclasses.asdict(check) for check in checks]
-    facts["passed"] = all(check.passed for check in checks)
+    facts["comparisons"] = []
     return facts
+
+
+def compare(facts: dict[str, Any], models: Sequence[str], device: str, how: str | None) -> None:
+    """Adds the comparison of each model on the device, at precision `how`, to the facts."""
+    for path in models:
+        check, comparison = check_device(path, device, how)
+        facts["checks"].append(dataclasses.asdict(check))
+        facts["comparisons"] += [comparison] if comparison else []
 
 
 def _machine_table(facts: dict[str, Any]) -> Table:
@@ -165,13 +216,38 @@ def _machine_table(facts: dict[str, Any]) -> Table:
         ("compiled for", ", ".join(isas)),
         ("for bf16", ", ".join(bf16_isas) or "nothing on this kind of CPU"),
         ("runs with", facts["isa"] or "nothing: the model did not open"),
-        (
-            "Vulkan",
-            ("loader present" if facts["vulkan_loader"] else "no loader (libvulkan.so.1)")
-            + "; this build runs on the CPU",
-        ),
+        *_vulkan_rows(facts),
     ):
         rows.add_row(label, value)
+    return rows
+
+
+def _vulkan_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """One a device, as --device names it."""
+    rows = [
+        (
+            f"vulkan:{index}",
+            f"{each['name']}, {each['kind']}, {console.format_bytes(each['memory_bytes'])}",
+        )
+        for index, each in enumerate(facts["vulkan_devices"])
+    ]
+    return rows or [("Vulkan", facts["vulkan_problem"] or "no device")]
+
+
+def _comparison_table(comparison: dict[str, Any]) -> Table:
+    """The largest difference of each layer, and where it is."""
+    rows = console.table("layer", "largest difference", "of", right=(0, 1))
+    for layer, group in itertools.groupby(comparison["differences"], lambda each: each["layer"]):
+        worst = max(
+            group,
+            key=lambda each: math.inf if each["largest"] != each["largest"] else each["largest"],
+        )
+        is_beyond = not worst["largest"] <= comparison["tolerance"]
+        rows.add_row(
+            "" if layer is None else str(layer),
+            Text(f"{worst['largest']:.1e}", "red" if is_beyond else ""),
+            worst["name"].rpartition(".")[2],
+        )
     return rows
 
 
@@ -205,15 +281,51 @@ def _print(out: Console, facts: dict[str, Any]) -> None:
     out.print()
     out.print(_kernel_table(facts))
     out.print()
+    for comparison in facts["comparisons"]:
+        title = f"{comparison['path']}: {comparison['device']} at {comparison['precision']}"
+        out.print(Text(f"{title}, relative to the CPU", "bold"), soft_wrap=True)
+        out.print(_comparison_table(comparison))
+        out.print()
     for check in facts["checks"]:
         verdict = Text("ok    ", "green") if check["passed"] else Text("FAILED", "bold red")
         out.print(Text.assemble(verdict, f"  {check['name']}: {check['detail']}"), soft_wrap=True)
 
 
-def run(as_json: options.Json = False) -> None:
-    """Show what this machine and build have, and test every kernel and the demo model."""
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Compare this device with the CPU, activation by activation: vulkan, or one by number "
+        "or part of its name.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="PATH", help="With --device: compare on this model, too."
+    ),
+]
+
+
+def run(
+    device: Device = None,
+    model: Model = None,
+    precision: options.Precision = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what this machine and build have, and test every kernel and the demo model.
+
+    With --device, the demo model (and --model) reads a few tokens there and on the CPU: a table
+    shows how far the activations of each layer are apart, and the first that is beyond the
+    tolerance is named. The exit code is 1 if anything is wrong.
+    """
+    if device is None and (model is not None or precision is not None):
+        raise typer.BadParameter("--model and --precision are for --device, which is missing")
     with console.progress_bar("testing", unit="steps") as progress:
         facts = examine(progress)
+    if device is not None:
+        compare(facts, list(dict.fromkeys(["demo", model or "demo"])), device, precision)
+    facts["passed"] = all(check["passed"] for check in facts["checks"])
     if as_json:
         print(json.dumps(facts, indent=2))
     else:

@@ -296,6 +296,7 @@ def run(
     frequency_penalty: options.FrequencyPenalty = None,
     presence_penalty: options.PresencePenalty = None,
     seed: options.Seed = None,
+    device: options.Device = "cpu",
     threads: options.Threads = None,
     isa: options.Isa = None,
     precision: options.Precision = None,
@@ -309,9 +310,8 @@ def run(
         raise typer.BadParameter("--special is for a plain prompt; a message of --chat is text")
     text = read_prompt(prompt, file)
     adapters = options.adapters(adapter)
-    with gptoss.Model(
-        model, threads=threads, isa=isa, precision=precision, adapters=adapters
-    ) as handle:
+    engine = {"device": device, "threads": threads, "isa": isa, "precision": precision}
+    with options.open_model(model, adapters=adapters, **engine) as handle:
         sampling = options.sampling(
             handle,
             temperature=temperature,

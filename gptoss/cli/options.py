@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import gptoss
+from gptoss.cli import console
 
 _SAMPLING = "Sampling"
 _ENGINE = "Engine"
@@ -14,6 +15,15 @@ MODEL_HELP = (
     "A model directory, a .safetensors or .gguf file, org/name in the Hugging Face cache, or demo."
 )
 Model = Annotated[str, typer.Option("--model", "-m", metavar="PATH", help=MODEL_HELP)]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="cpu, vulkan, or a Vulkan device by number or part of its name: vulkan:1, "
+        "vulkan:radeon (gptoss doctor lists them); default: cpu.",
+        rich_help_panel=_ENGINE,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(
@@ -32,11 +42,12 @@ Isa = Annotated[
     ),
 ]
 Precision = Annotated[
-    Literal["fp32", "bf16"] | None,
+    Literal["fp32", "bf16", "fp16"] | None,
     typer.Option(
-        metavar="fp32|bf16",
-        help="bf16: activations rounded before every matrix product; needs AMX or AVX512_BF16; "
-        "default: fp32.",
+        metavar="fp32|bf16|fp16",
+        help="bf16: activations rounded before every matrix product, by CPUs with AMX or "
+        "AVX512_BF16; fp16: likewise where there are many tokens, by GPUs with cooperative "
+        "matrices, whose default it is; else: fp32.",
         rich_help_panel=_ENGINE,
     ),
 ]
@@ -152,6 +163,12 @@ Seed = Annotated[
         rich_help_panel=_SAMPLING,
     ),
 ]
+
+
+def open_model(path: str, **how: Any) -> gptoss.Model:
+    """gptoss.Model, with a progress bar while weights are brought to a device."""
+    with console.progress_bar("loading the weights", unit="bytes") as progress:
+        return gptoss.Model(path, progress=progress, **how)
 
 
 def adapters(given: list[str] | None) -> list[tuple[str, float]]:

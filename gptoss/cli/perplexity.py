@@ -94,11 +94,11 @@ def evaluate(
     """Opens the models and measures the file's text; what was measured, as JSON types, and the
     outcome. how: of both models."""
     with ExitStack() as stack:
-        handle = stack.enter_context(gptoss.Model(model, adapters=adapters or [], **how))
+        handle = stack.enter_context(options.open_model(model, adapters=adapters or [], **how))
         require_tokenizer(handle)
         other = None
         if reference is not None:
-            other = stack.enter_context(gptoss.Model(reference, **how))
+            other = stack.enter_context(options.open_model(reference, **how))
         tokens, has_bos = text_ids(handle, text, other)
         cut = Chunks.cut(len(tokens), context, stride, chunks)
         require_positions(cut.size, [handle] if other is None else [handle, other])
@@ -106,6 +106,7 @@ def evaluate(
             "model": str(handle.path),
             "adapters": {str(each.path): each.scale for each in handle.adapters},
             "reference": None if other is None else str(other.path),
+            "device": handle.device,
             "precision": handle.precision,
             "file": file,
             "tokens": len(tokens),
@@ -209,6 +210,7 @@ def run(
     reference: Reference = None,
     chunks: MaxChunks = None,
     as_json: options.Json = False,
+    device: options.Device = "cpu",
     threads: options.Threads = None,
     isa: options.Isa = None,
     precision: options.Precision = None,
@@ -238,6 +240,7 @@ def run(
         options.adapters(adapter),
         kv,
         quiet=as_json,
+        device=device,
         threads=threads,
         isa=isa,
         precision=precision,
