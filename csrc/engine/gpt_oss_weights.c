@@ -148,42 +148,43 @@ static enum gptoss_status bind_projection(struct gptoss_binder *binder, const ch
 }
 
 static enum gptoss_status bind_attention(struct gptoss_binder *binder,
-                                         struct gptoss_gpt_oss_layer *layer) {
+                                         struct gptoss_attention_weights *attention) {
     const struct gptoss_config *config = binder->config;
     int64_t hidden = config->hidden_size;
     int64_t query_size = (int64_t)config->num_heads * config->head_dim;
     int64_t key_size = (int64_t)config->num_kv_heads * config->head_dim;
     gptoss_binder_spell(binder, "model.layers.%d.input_layernorm.weight",
                         "block.%d.attn.norm.scale", "blk.%d.attn_norm.weight");
-    GPTOSS_TRY(gptoss_bind_vector(binder, 0, hidden, &layer->attention_norm));
+    GPTOSS_TRY(gptoss_bind_vector(binder, 0, hidden, &attention->norm));
     if (binder->naming == GPTOSS_NAMING_ORIGINAL) {
         struct gptoss_weight fused;
         struct gptoss_vector bias;
         GPTOSS_TRY(bind_projection(binder, "", "qkv", "", query_size + 2 * key_size, hidden, &fused,
                                    &bias));
-        gptoss_slice_rows(&fused, &bias, 0, query_size, &layer->query, &layer->query_bias);
-        gptoss_slice_rows(&fused, &bias, query_size, key_size, &layer->key, &layer->key_bias);
-        gptoss_slice_rows(&fused, &bias, query_size + key_size, key_size, &layer->value,
-                          &layer->value_bias);
+        gptoss_slice_rows(&fused, &bias, 0, query_size, &attention->query, &attention->query_bias);
+        gptoss_slice_rows(&fused, &bias, query_size, key_size, &attention->key,
+                          &attention->key_bias);
+        gptoss_slice_rows(&fused, &bias, query_size + key_size, key_size, &attention->value,
+                          &attention->value_bias);
     } else {
-        GPTOSS_TRY(bind_projection(binder, "q_proj", "", "q", query_size, hidden, &layer->query,
-                                   &layer->query_bias));
-        GPTOSS_TRY(bind_projection(binder, "k_proj", "", "k", key_size, hidden, &layer->key,
-                                   &layer->key_bias));
-        GPTOSS_TRY(bind_projection(binder, "v_proj", "", "v", key_size, hidden, &layer->value,
-                                   &layer->value_bias));
+        GPTOSS_TRY(bind_projection(binder, "q_proj", "", "q", query_size, hidden, &attention->query,
+                                   &attention->query_bias));
+        GPTOSS_TRY(bind_projection(binder, "k_proj", "", "k", key_size, hidden, &attention->key,
+                                   &attention->key_bias));
+        GPTOSS_TRY(bind_projection(binder, "v_proj", "", "v", key_size, hidden, &attention->value,
+                                   &attention->value_bias));
     }
     GPTOSS_TRY(bind_projection(binder, "o_proj", "out", "output", hidden, query_size,
-                               &layer->output, &layer->output_bias));
+                               &attention->output, &attention->output_bias));
     gptoss_binder_spell(binder, "model.layers.%d.self_attn.sinks", "block.%d.attn.sinks",
                         "blk.%d.attn_sinks.weight");
-    return gptoss_bind_vector(binder, 0, config->num_heads, &layer->sinks);
+    return gptoss_bind_vector(binder, 0, config->num_heads, &attention->sinks);
 }
 
 static enum gptoss_status bind_layer(struct gptoss_binder *binder,
                                      struct gptoss_gpt_oss_layer *layer) {
     const struct gptoss_config *config = binder->config;
-    GPTOSS_TRY(bind_attention(binder, layer));
+    GPTOSS_TRY(bind_attention(binder, &layer->attention));
     gptoss_binder_spell(binder, "model.layers.%d.post_attention_layernorm.weight",
                         "block.%d.mlp.norm.scale", "blk.%d.post_attention_norm.weight");
     GPTOSS_TRY(gptoss_bind_vector(binder, 0, config->hidden_size, &layer->mlp_norm));
