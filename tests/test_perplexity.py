@@ -38,11 +38,6 @@ SEED = secrets.randbelow(2**32)
 WORDS = "Once upon a time there was small cat dog who lived in house near river and ran"
 
 
-@pytest.fixture(autouse=True)
-def show_seed() -> None:
-    print(f"seed {SEED}")
-
-
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """cli(*arguments, stdin=bytes) -> (exit code, standard output, standard error)."""
