@@ -403,13 +403,15 @@ static PyObject *product_bf16(PyObject *module, PyObject *arguments) {
 
 /* ---- the machine's limits ---- */
 
-/* measure_fma(isa, num_rounds) -> floating-point operations done. */
+/* measure_fma(isa, num_rounds) -> floating-point operations done. isa: of kernels, or a bf16 unit.
+ */
 static PyObject *measure_fma(PyObject *module, PyObject *arguments) {
     (void)module;
     const char *isa;
     long long num_rounds;
+    const struct gptoss_kernels *kernels;
     if (!PyArg_ParseTuple(arguments, "sL:measure_fma", &isa, &num_rounds) ||
-        select_kernels(isa) == NULL)
+        (gptoss_bf16_unit_select(isa, &kernels) == NULL && select_kernels(isa) == NULL))
         return NULL;
     int64_t num_operations;
     Py_BEGIN_ALLOW_THREADS
