@@ -178,7 +178,10 @@ def main() -> int:
         epilog="example: python benchmarks/format_costs.py --types Q4_K MXFP4 --per-task 4",
     )
     parser.add_argument("--shared", type=Path, default=demo_eval.SHARED, help="the shared data")
-    parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, metavar="TYPE")
+    every = f"of {', '.join(TYPES)}; default: all"
+    parser.add_argument(
+        "--types", nargs="+", choices=TYPES, default=TYPES, metavar="TYPE", help=every
+    )
     parser.add_argument("--per-task", type=int, metavar="N", help="only N questions of each task")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     arguments = parser.parse_args()
