@@ -81,7 +81,12 @@ enum gptoss_dtype {
     GPTOSS_DTYPE_Q3_K = 23,
     GPTOSS_DTYPE_Q4_K = 24,
     GPTOSS_DTYPE_Q5_K = 25,
-    GPTOSS_DTYPE_Q6_K = 26
+    GPTOSS_DTYPE_Q6_K = 26,
+    /* As MXFP4: codes in 32-element blocks, of 24 and 32 bytes, and a plane of E8M0 scales. */
+    GPTOSS_DTYPE_MXFP6_E2M3 = 27,
+    GPTOSS_DTYPE_MXFP6_E3M2 = 28,
+    GPTOSS_DTYPE_MXFP8_E4M3 = 29,
+    GPTOSS_DTYPE_MXFP8_E5M2 = 30
 };
 
 enum gptoss_rope_scaling {

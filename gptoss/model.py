@@ -69,6 +69,17 @@ BLOCKS: Mapping[str, tuple[int, int]] = {
 }
 
 
+# Bytes of the codes of a block of 32, of formats with codes and scales in tensors of their own,
+# "X_blocks" and "X_scales", outside GGUF files.
+PLANES: Mapping[str, int] = {
+    "MXFP4": 16,
+    "MXFP6_E2M3": 24,
+    "MXFP6_E3M2": 24,
+    "MXFP8_E4M3": 32,
+    "MXFP8_E5M2": 32,
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """What config.json or the metadata of a GGUF file says, under one set of names. What a family
