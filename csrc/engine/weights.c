@@ -66,15 +66,13 @@ bool gptoss_binder_has(const struct gptoss_binder *binder) {
 
 static enum gptoss_status not_whole_blocks(const struct gptoss_binder *binder,
                                            enum gptoss_dtype format, int64_t num_columns) {
-    gptoss_error_set(
-        binder->error, GPTOSS_ERROR_FORMAT,
-        "%s: %s needs an input size in whole blocks of 32, the configuration says %" PRId64,
-        binder->name, gptoss_dtype_name(format), num_columns);
-    gptoss_error_where(binder->error, gptoss_checkpoint_config_file(binder->checkpoint),
-                       binder->name, -1);
-    gptoss_error_expected(binder->error, "a multiple of 32");
-    gptoss_error_found(binder->error, "%" PRId64, num_columns);
-    return GPTOSS_ERROR_FORMAT;
+    struct gptoss_place place = {.file = gptoss_checkpoint_config_file(binder->checkpoint),
+                                 .tensor = binder->name,
+                                 .offset = -1};
+    char expected[96];
+    snprintf(expected, sizeof expected, "an input size in whole blocks of 32, as %s has",
+             gptoss_dtype_name(format));
+    return gptoss_format_error(binder->error, &place, expected, "%" PRId64, num_columns);
 }
 
 /* That blocks are as long as those of their format. */
