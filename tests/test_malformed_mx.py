@@ -10,6 +10,8 @@ import mx_models
 import numpy as np
 import pytest
 from dense_models import Gpt2, Llama
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from malformed import refused
 from models import Spec, Tensors, hf_config, random_tensors, safetensors_header
 from mx_models import FORMATS
@@ -68,6 +70,26 @@ def test_quantization_config(tmp_path: Path, spec: Any, value: Any) -> None:
     error = refused(path, file="config.json")
     assert "quantization_config" in str(error) and error.expected and error.found
     assert "\x1b" not in str(error) and len(str(error)) < 1000
+
+
+KEYS = ["quant_method", "format", "formats", *CHOSEN]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([*FORMATS, ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner),
+    max_leaves=8,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    value=st.fixed_dictionaries({"quant_method": st.just("mx"), "format": JSON, "formats": JSON})
+    | JSON
+)
+def test_any_quantization_config(tmp_path: Path, value: Any) -> None:
+    try:
+        gptoss.Model(write(tmp_path, value)).close()
+    except gptoss.FormatError as error:
+        assert error.file and error.expected and error.found
 
 
 @pytest.mark.parametrize(
