@@ -25,10 +25,12 @@ import numpy as np
 from tqdm import tqdm
 
 import gptoss
+from gptoss.conversion import PLANES_ALONE
 from gptoss.perplexity import Statistics
+from gptoss.quantization import FORMATS, bits
 from gptoss.score import Score, Scorer
 
-TYPES = tuple(name for name in gptoss.blocks.ENCODED if name != "F32")
+TYPES = sorted((*FORMATS[1:], *PLANES_ALONE), key=bits, reverse=True)  # all but F32
 EXPERTS = "MXFP4"  # as the model comes
 MAX_CONTEXT = 2048
 KV_DTYPE = "f32"
@@ -62,7 +64,7 @@ class Cost:
 
 def write_variant(directory: Path, name: str, all_matrices: bool) -> Variant:
     """As they come experts take no more bits than any type; so they stay, but for a rule."""
-    suffix = ".gguf" if name in gptoss.blocks.ENCODED else ""  # others have a layout of their own
+    suffix = "" if name in PLANES_ALONE else ".gguf"
     path = directory / f"{name}{'-all' if all_matrices else ''}{suffix}"
     rules = [f"*_exps.weight={name}"] if all_matrices else []
     report = gptoss.quantize("demo", path, name, rules=rules)
