@@ -167,7 +167,7 @@ def print_table(rows: list[tuple[Variant, Cost]], title: str, num_items: int) ->
             f"{variant.num_bytes / 1e6:.2f} MB",
             f"{_millionths(found.kl.value)} ± {_millionths(found.kl.error)}",
             f"{100 * found.same_top.value:.2f} %",
-            f"{found.difference.value:+.4f}",
+            f"{found.difference.value:+z.4f}",
             str(cost.num_right),
         )
         print("|", " | ".join(cells), "|")
