@@ -81,14 +81,19 @@ def prompt_ids(model: gptoss.Model, item: Item) -> list[int]:
     return ids
 
 
-def answer(model: gptoss.Model, item: Item, kv_dtype: str) -> str:
-    """What the model writes after <|start|>assistant, special tokens included."""
-    ids = prompt_ids(model, item)
+def answer_ids(model: gptoss.Model, ids: list[int], kv_dtype: str) -> list[int]:
+    """What the model writes after a prompt, the token that ends it included."""
     generator = gptoss.Generator(model, max_context=len(ids) + MAX_TOKENS, kv_dtype=kv_dtype)
     greedy = gptoss.Sampling(temperature=0)
     outputs = generator.generate(ids, max_tokens=MAX_TOKENS, sampling=greedy)
+    return [output.token for output in outputs if output.token is not None]
+
+
+def answer(model: gptoss.Model, item: Item, kv_dtype: str) -> str:
+    """What the model writes after <|start|>assistant, special tokens included."""
+    ids = answer_ids(model, prompt_ids(model, item), kv_dtype)
     assert model.tokenizer is not None
-    return model.tokenizer.decode([output.token for output in outputs if output.token is not None])
+    return model.tokenizer.decode(ids)
 
 
 class Judge:

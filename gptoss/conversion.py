@@ -22,7 +22,7 @@ import numpy as np
 
 from gptoss import write_gguf
 from gptoss.errors import ArgumentError, UnsupportedError, refuse_unknown_options
-from gptoss.model import Config, Model
+from gptoss.model import PLANES, Config, Model
 from gptoss.output import check_output, complete_file
 from gptoss.weights import Array, Source, Weight, in_order
 from gptoss.write_gguf import TYPES
@@ -66,10 +66,11 @@ def convert(
     """Writes gpt-oss in another layout.
 
     To GGUF, dense weights and experts keep their format, MXFP4 in llama.cpp's order of nibbles;
-    norms, biases, sinks and routers become F32, which llama.cpp demands; the tokenizer becomes
-    metadata, and from GGUF tokenizer.json again. To Hugging Face's layout,
-    F32 becomes BF16 where that changes no value, and blocks that it does not know are decoded and
-    rounded to BF16. Hugging Face to GGUF and back gives the same bytes in every tensor.
+    norms, biases, sinks and routers become F32, which llama.cpp demands, and MXFP6 and MXFP8, which
+    no type of GGUF holds, BF16; the tokenizer becomes metadata, and from GGUF tokenizer.json again.
+    To Hugging Face's layout, F32 becomes BF16 where that changes no value, and blocks that it does
+    not know are decoded and rounded to BF16. Hugging Face to GGUF and back gives the same bytes in
+    every tensor, but of MXFP6 and MXFP8.
 
     Args:
         source: a model as Model takes it: a directory in Hugging Face's or the original layout, a
@@ -90,25 +91,28 @@ def convert(
         raise ArgumentError(f"to must be 'gguf' or 'hf', not {to!r}")
     files = Source(source)
     if to == "hf":
-        return _to_hugging_face(files, target, force, threads, progress)
+        return to_hugging_face(files, target, force, threads, progress)
     weights = files.weights()
     plan = [Planned(weight, gguf_format(files, weight)) for weight in weights]
-    return write_planned(files, plan, target, force, threads, progress, notes=())
+    return write_planned(files, plan, target, force, threads, progress, notes=_decoded(plan))
 
 
-def _to_hugging_face(
+def to_hugging_face(
     files: Source,
     output: Path,
     force: bool,
     threads: int | None,
     progress: Progress | None,
+    weights: Sequence[Weight] | None = None,
 ) -> Report:
+    """weights: those of files with their targets, by default as they are."""
     with Model(files.path, threads=1) as model:
         config, tokenizer = model.config, model.tokenizer
+    weights = files.weights() if weights is None else weights
     formats, num_bytes, notes = write_hugging_face(
-        files, config, tokenizer, output, force=force, threads=threads, progress=progress
+        files, weights, config, tokenizer, output, force=force, threads=threads, progress=progress
     )
-    source_bytes = sum(weight.num_bytes for weight in files.weights())
+    source_bytes = sum(weight.num_bytes for weight in weights)
     return Report(output, formats, source_bytes, num_bytes, notes)
 
 
@@ -118,11 +122,24 @@ def _to_hugging_face(
 F32_ENDS = (".bias", "_norm.weight", "attn_sinks.weight", "ffn_gate_inp.weight")
 
 
+# Formats that no type of GGUF holds.
+PLANES_ALONE = tuple(format for format in PLANES if format not in TYPES)
+
+
 def gguf_format(files: Source, weight: Weight) -> str:
     """The format of a weight in GGUF if nothing else is asked for."""
     if not files.is_gguf and weight.name.endswith(F32_ENDS):
         return "F32"
-    return weight.format
+    return "BF16" if weight.format in PLANES_ALONE else weight.format
+
+
+def _decoded(plan: Sequence[Planned]) -> tuple[str, ...]:
+    """Notes on weights that no type of GGUF holds. BF16 has all values of MXFP6 and MXFP8."""
+    formats = Counter(p.weight.format for p in plan if p.weight.format in PLANES_ALONE)
+    return tuple(
+        f"weights of {format}, which GGUF has no type for, become BF16 ({count} tensors)"
+        for format, count in formats.items()
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Perplexity and divergence of long texts, as llama.cpp's llama-perplexity defines them.
 
-tokens, has_bos = text_ids(model, text)
+tokens, has_bos = encode_pieces(model.tokenizer, pieces)
 chunks = Chunks.cut(len(tokens), context=512)
 statistics = Statistics()
 with Scorer(model, None, chunks.size) as scorer:
@@ -12,17 +12,43 @@ print(statistics.perplexity)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gptoss.errors import ArgumentError, require_integer
-from gptoss.score import Ids, Moments, Score, Values, exp
+from gptoss.score import Ids, Moments, Score, Values, exp, require_equal
+from gptoss.spool import Spool
+from gptoss.tokenizer import StreamEncoder, Tokenizer
 
 KL_PERCENTILES = (99.9, 99, 95, 90, 50, 10, 5, 1, 0.1)
 DELTA_PERCENTILES = (99.9, 99, 95, 90, 75, 50, 25, 10, 5, 1, 0.1)
+
+
+def encode_pieces(
+    tokenizer: Tokenizer, pieces: Iterable[str], reference: Tokenizer | None = None
+) -> tuple[Ids, bool]:
+    """The ids of a text, mapped from a temporary file, behind the BOS token where the tokenizer
+    adds one, and whether it does. Memory depends on the size of the pieces, not on their number
+    (see StreamEncoder).
+
+    Raises ArgumentError if the reference, another tokenizer, makes other tokens of the text.
+    """
+    tokenizers = [tokenizer] if reference is None else [tokenizer, reference]
+    writers = [(StreamEncoder(each), Spool(np.int32)) for each in tokenizers]
+    opening = tokenizer.opening_ids
+    writers[0][1].add(opening)
+    for piece in pieces:
+        for encoder, spool in writers:
+            spool.add(encoder.push(piece))
+    for encoder, spool in writers:
+        spool.add(encoder.flush())
+    ids, *others = (spool.array() for _, spool in writers)
+    for theirs in others:
+        require_equal(ids[len(opening) :], theirs)
+    return ids, bool(opening)
 
 
 @dataclass(frozen=True)
@@ -97,8 +123,9 @@ class Estimate(NamedTuple):
 
 
 class Statistics:
-    """Statistics of scored tokens that come in parts. With a reference two numbers a token are kept
-    for the percentiles; else nothing."""
+    """Statistics of scored tokens that come in parts, in memory that does not depend on their
+    number. With a reference two numbers a token are kept for the percentiles, in temporary files.
+    """
 
     def __init__(self) -> None:
         self.loss = Moments()
@@ -106,8 +133,7 @@ class Statistics:
         self._reference_loss, self._log_ratio = Moments(), Moments()
         self._kl, self._delta, self._squared_delta = Moments(), Moments(), Moments()
         self._num_same_top = 0
-        self._kl_parts: list[Values] = []
-        self._delta_parts: list[Values] = []
+        self._spools: dict[str, Spool] = {}
 
     def add(self, score: Score) -> None:
         self.loss.add(-score.logprobs)
@@ -122,8 +148,10 @@ class Statistics:
         self._delta.add(delta)
         self._squared_delta.add(delta * delta)
         self._num_same_top += int(score.same_top.sum())
-        self._kl_parts.append(score.kl)
-        self._delta_parts.append(delta)
+        for name, values in (("kl", score.kl), ("delta", delta)):
+            if name not in self._spools:
+                self._spools[name] = Spool(np.float64)
+            self._spools[name].add(values)
 
     @property
     def num_tokens(self) -> int:
@@ -189,10 +217,10 @@ class Statistics:
 
     def kl_distribution(self) -> dict[str, float]:
         """Minimum, maximum and percentiles by name: "max", "99.9%", ..."""
-        return _distribution(self._kl_parts, KL_PERCENTILES)
+        return _distribution(self._spools["kl"], KL_PERCENTILES)
 
     def delta_distribution(self) -> dict[str, float]:
-        return _distribution(self._delta_parts, DELTA_PERCENTILES)
+        return _distribution(self._spools["delta"], DELTA_PERCENTILES)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON types; what is not finite is None."""
@@ -214,17 +242,18 @@ def _exp(loss: Moments) -> Estimate:
     return Estimate(value, value * loss.error)
 
 
-def _distribution(parts: list[Values], percentiles: tuple[float, ...]) -> dict[str, float]:
-    values = np.sort(np.concatenate(parts)).tolist()
+def _distribution(spool: Spool, percentiles: tuple[float, ...]) -> dict[str, float]:
+    values: Values = spool.array()
+    values.sort()  # in the file
     named = {f"{percent:g}%": _percentile(values, percent) for percent in percentiles}
-    return {"max": values[-1], **named, "min": values[0]}
+    return {"max": float(values[-1]), **named, "min": float(values[0])}
 
 
-def _percentile(values: list[float], percent: float) -> float:
+def _percentile(values: Values, percent: float) -> float:
     """Interpolates between neighbours, which may be infinite. values: ascending."""
     place = percent / 100 * (len(values) - 1)
-    low = values[int(place)]
-    high = values[min(int(place) + 1, len(values) - 1)]
+    low = float(values[int(place)])
+    high = float(values[min(int(place) + 1, len(values) - 1)])
     weight = place - int(place)
     return low if weight == 0 or low == high else low + (high - low) * weight
 

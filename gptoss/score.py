@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -193,12 +192,7 @@ class Scorer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -223,20 +217,32 @@ def text_ids(model: Model, text: str | Tokens, reference: Model | None = None) -
 
     Raises ArgumentError if the reference's tokenizer makes other tokens of the text.
     """
-    ids = [require_integer("a token", i, -(2**31), 2**31 - 1) for i in encode_prompt(text, model)]
-    tokenizer = model._load_tokenizer()
+    low, high = -(2**31), 2**31 - 1
+    tokens = [require_integer("a token", i, low, high) for i in encode_prompt(text, model)]
+    ids, tokenizer = np.array(tokens, np.int32), model._load_tokenizer()
     if not isinstance(text, str) or tokenizer is None:
-        return np.array(ids, np.int32), False
+        return ids, False
     other = None if reference is None else reference._load_tokenizer()
-    if other is not None and (theirs := other.encode(text)) != ids:
-        pairs = zip([*ids, None], [*theirs, None], strict=False)
-        place = next(i for i, (ours, their) in enumerate(pairs) if ours != their)
+    if other is not None:
+        require_equal(ids, np.array(other.encode(text), np.int32))
+    opening = tokenizer.opening_ids
+    return np.concatenate([np.array(opening, np.int32), ids]), bool(opening)
+
+
+def require_equal(ids: Ids, reference_ids: Ids) -> None:
+    """ArgumentError unless two tokenizers made the same of a text."""
+    step = 1 << 16  # at a time, of arrays on disk
+    for begin in range(0, max(len(ids), len(reference_ids)), step):
+        ours, theirs = ids[begin : begin + step], reference_ids[begin : begin + step]
+        if np.array_equal(ours, theirs):
+            continue
+        length = min(len(ours), len(theirs))
+        differ = np.flatnonzero(ours[:length] != theirs[:length])
+        place = begin + (int(differ[0]) if len(differ) else length)
         raise ArgumentError(
             f"the vocabularies differ: the reference's tokenizer makes other tokens of the text "
             f"than the model's, from number {place} on"
         )
-    opening = tokenizer.opening_ids
-    return np.array([*opening, *ids], np.int32), bool(opening)
 
 
 def windows(num_tokens: int, max_context: int, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -8,9 +8,10 @@ each token, and text that streams as whole characters.
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -251,6 +252,12 @@ class Tokenizer:
         except KeyError:  # a token added as plain text
             return text.encode()
 
+    def _byte_pairs(self) -> set[tuple[int, int]]:
+        """Bytes that are next to each other in some token of plain text."""
+        tokens = self._tokenizer.get_vocab().values()
+        plain = (self.token_bytes(token, skip_special=True) for token in tokens)
+        return {pair for token in plain for pair in itertools.pairwise(token)}
+
 
 class StreamDecoder:
     """Decodes one token at a time into text that is whole UTF-8 characters."""
@@ -268,6 +275,82 @@ class StreamDecoder:
     def flush(self) -> str:
         """Ends the text: U+FFFD if it stops within a character, else ""."""
         return self._decoder.decode(b"", final=True)
+
+
+# Of a StreamEncoder: characters on both sides of a place that decide whether it may cut there, and
+# places that it tries.
+_REACH, _MAX_TRIES = 64, 64
+
+
+class StreamEncoder:
+    """Encodes a text that comes in pieces, in memory that does not depend on its length; the ids
+    are those of encode(the whole text).
+
+    The text is cut where nothing can join what lies apart: before a space between two letters, or
+    behind a line end between a character that is no space and a letter. Words end there in every
+    known way to cut texts. Besides, no token of the vocabulary may hold the two bytes beside the
+    cut next to each other, so that no merge crosses it, and the ids of the characters around it
+    must be those of both sides. What has no such place, as a book without spaces in one line, is
+    encoded as a whole.
+
+    Args:
+        tokenizer: the Tokenizer.
+        piece: characters to collect before some are encoded.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, piece: int = 1 << 16) -> None:
+        self._tokenizer = tokenizer
+        self._piece = piece
+        self._pairs: set[tuple[int, int]] | None = None
+        self._before = ""  # the end of what is encoded
+        self._text = ""
+        self._searched = 1  # no cut lies before
+
+    def push(self, text: str) -> list[int]:
+        """Takes a piece; returns the ids that are certain now, perhaps none."""
+        self._text += text
+        if len(self._text) - self._searched < max(self._piece, _REACH):
+            return []
+        last = len(self._text) - _REACH
+        cut = next(filter(self._is_cut, self._places(last)), None)
+        if cut is None:
+            self._searched = last
+            return []
+        ids = self._behind(self._before, self._text[:cut])
+        self._before = (self._before + self._text[:cut])[-_REACH:]
+        self._text, self._searched = self._text[cut:], 1
+        return ids
+
+    def flush(self) -> list[int]:
+        """Ends the text; returns the ids of the rest."""
+        text, self._text = self._text, ""
+        return self._behind(self._before, text)
+
+    def _behind(self, before: str, text: str) -> list[int]:
+        """Ids of text, where it follows before."""
+        encode = self._tokenizer.encode
+        return encode(before + text)[len(encode(before)) :] if before else encode(text)
+
+    def _places(self, last: int) -> Iterator[int]:
+        """Where words end, from the last on, a few."""
+        text = self._text
+        places = (
+            i
+            for i in range(last, self._searched, -1)
+            if (text[i] == " " and text[i - 1].isalpha() and text[i + 1].isalpha())
+            or (text[i - 1] == "\n" and text[i].isalpha() and not text[i - 2].isspace())
+        )
+        return itertools.islice(places, _MAX_TRIES)
+
+    def _is_cut(self, place: int) -> bool:
+        """Whether tokens end at a place, whatever lies farther away."""
+        left, right = self._text[max(0, place - _REACH) : place], self._text[place:][:_REACH]
+        if self._pairs is None:
+            self._pairs = self._tokenizer._byte_pairs()
+        if (left.encode()[-1], right.encode()[0]) in self._pairs:
+            return False
+        encode = self._tokenizer.encode
+        return encode(left) + self._behind(left, right) == encode(left + right)
 
 
 def _load(file: Path) -> tokenizers.Tokenizer:

@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from gptoss import _core, blocks
+from gptoss import _core, blocks, mx
 from gptoss.checkpoint import Checkpoint
 from gptoss.errors import FormatError, NumericError, UnsupportedError, require_integer
 from gptoss.model import BLOCKS, DTYPES, Model
@@ -36,7 +37,8 @@ class Weight:
 
     name: llama.cpp's. format: "F32", "BF16", "Q8_0", "MXFP4", ... source: the tensor it is, or is a
     part of, in its file. data: (..., width) of the plain formats, (..., blocks, bytes of a block)
-    of the others; MXFP4 as Hugging Face has it is (..., blocks, 16) and its scales (..., blocks).
+    of the others; in two planes (gptoss.model.PLANES) data are the codes, and scales (..., blocks).
+    target: the format that it is to be stored in, where that is decided.
     """
 
     name: str
@@ -44,10 +46,13 @@ class Weight:
     source: str
     data: Array
     scales: Array | None = None
+    target: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """In elements, the slowest axis first."""
+        if self.scales is not None:
+            return (*self.data.shape[:-2], self.data.shape[-2] * mx.BLOCK)
         if self.format not in BLOCKS:
             return self.data.shape
         return (*self.data.shape[:-2], self.data.shape[-2] * BLOCKS[self.format][0])
@@ -71,17 +76,29 @@ class Weight:
 
     def floats(self) -> npt.NDArray[np.float32]:
         """Decoded, of its shape."""
+        if self.scales is not None:
+            element = mx.ELEMENTS[self.format]
+            return mx.decode(mx.unpack(self.data, element), self.scales, element)
         return blocks.decode(self.blocks(), self.format)
 
     def blocks(self) -> Array:
-        """As GGUF stores it."""
+        """As GGUF stores it, which has no MXFP6 and no MXFP8."""
         return self.data if self.scales is None else blocks.join_mxfp4(self.data, self.scales)
 
-    def planes(self) -> tuple[Array, Array]:
-        """MXFP4 as Hugging Face stores it: codes (..., blocks, 16) and scales (..., blocks)."""
-        if self.scales is not None:
-            return self.data, self.scales
-        return blocks.split_mxfp4(self.data)
+    def planes(self, format: str) -> tuple[Array, Array]:
+        """In a format of two planes: codes (..., blocks, bytes) and scales (..., blocks); unchanged
+        where that is its own. NumericError names the weight."""
+        if self.format == format:
+            return (
+                blocks.split_mxfp4(self.data) if self.scales is None else (self.data, self.scales)
+            )
+        codes, scales = mx.encode(self.floats(), mx.ELEMENTS[format], scale="search")
+        if (scales == 0xFF).any():
+            raise NumericError(
+                f"{self.source}: {format} cannot hold values that are not finite",
+                tensor=self.source,
+            )
+        return mx.pack(codes, mx.ELEMENTS[format]), scales
 
     def encoded(self, format: str) -> Array:
         """In a format of GGUF; unchanged where that is its own. NumericError names the weight."""
@@ -137,8 +154,26 @@ class Source(Checkpoint):
             return [self._tensor(tensor.name, tensor.name) for tensor in placed]
         return list(_GptOss(self).weights())
 
+    @cached_property
+    def _plane_formats(self) -> dict[str, str]:
+        """What config.json says that codes are, by the names of their tensors."""
+        with Model(self.path, threads=1) as model:
+            infos = [model.tensor_info(name) for name in model.tensors]
+        return {info.name: info.weight_format for info in infos}
+
+    def _planes(self, name: str, codes: str, scales: str) -> Weight:
+        """Two tensors of the file as the weight of a name."""
+        data, exponents = (self._tensor(name, tensor).data for tensor in (codes, scales))
+        return Weight(name, self._plane_formats[codes], codes, data, exponents)
+
+    def _has(self, source: str) -> bool:
+        """Whether there is a tensor, or one in two planes."""
+        return source in self.tensors or f"{source}_blocks" in self.tensors
+
     def _tensor(self, name: str, source: str) -> Weight:
-        """A tensor of the file as the weight of a name."""
+        """A tensor of the file, or one in two planes, as the weight of a name."""
+        if source not in self.tensors and f"{source}_blocks" in self.tensors:
+            return self._planes(name, f"{source}_blocks", f"{source}_scales")
         if source not in self.tensors:
             raise FormatError(
                 f"{self.path}: there is no tensor {source}; gptoss converts the gpt-oss models",
@@ -231,7 +266,7 @@ class _GptOss:
 
     def _global(self, name: str, hf: str, original: str) -> Weight:
         source = original if self._is_original else hf
-        if name == "output.weight" and source not in self._files.tensors:  # tied
+        if name == "output.weight" and not self._files._has(source):  # tied
             source = "embedding.weight" if self._is_original else "model.embed_tokens.weight"
         return self._files._tensor(name, source)
 
@@ -254,8 +289,9 @@ class _GptOss:
             planes, bias = (f"{source}.blocks", f"{source}.scales"), f"{prefix}mlp.{original}_bias"
         name = to + name
         if planes[0] in self._files.tensors:
-            codes, scales = (take(name, plane).data[:, part] for plane in planes)
-            yield Weight(f"{name}.weight", "MXFP4", planes[0], codes, scales)
+            weight = self._files._planes(f"{name}.weight", *planes)
+            scales = None if weight.scales is None else weight.scales[:, part]
+            yield replace(weight, data=weight.data[:, part], scales=scales)
         else:
             weight = take(f"{name}.weight", source)
             # Hugging Face stores (experts, inputs, outputs).

@@ -8,7 +8,7 @@ import math
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gptoss.blocks import PLAIN
 from gptoss.errors import FormatError, UnsupportedError
-from gptoss.model import DTYPES, Config
+from gptoss.model import DTYPES, PLANES, Config
 from gptoss.output import MODEL_FILES, check_output, complete_directory
 from gptoss.tokenizer import Tokenizer
 from gptoss.weights import Source, Weight, hugging_face_names, in_order
@@ -42,12 +42,14 @@ _QUANTIZATION = {
 
 @dataclass(frozen=True)
 class _Tensor:
-    """format: safetensors' dtype. jobs: make its bytes, in order."""
+    """format: safetensors' dtype. jobs: make its bytes, in order. weights: of codes in a plane of
+    their own the format, of their scales ""; else None."""
 
     name: str
     format: str
     shape: tuple[int, ...]
     jobs: Callable[[], Iterator[Job]]
+    weights: str | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -56,6 +58,7 @@ class _Tensor:
 
 def write_hugging_face(
     files: Source,
+    source: Sequence[Weight],
     config: Config,
     tokenizer: Tokenizer | None,
     output: Path,
@@ -64,11 +67,11 @@ def write_hugging_face(
     threads: int | None,
     progress: Progress | None,
 ) -> tuple[dict[str, int], int, tuple[str, ...]]:
-    """Writes the directory; returns tensors of each dtype, bytes of tensors and notes. The files of
-    the tokenizer are copied, or made from what a GGUF file holds."""
+    """Writes the directory; returns tensors of each dtype, bytes of tensors and notes. source: the
+    weights of files. The files of the tokenizer are copied, or made from what a GGUF file holds."""
     if config.architecture != "gpt_oss":
         raise UnsupportedError(f"{files.path}: {config.architecture} is written as GGUF alone")
-    weights = {weight.name: weight for weight in files.weights()}
+    weights = {weight.name: weight for weight in source}
     tensors = list(_plan(weights, config))
     total = sum(tensor.num_bytes for tensor in tensors)
     header = _header(tensors)
@@ -84,13 +87,28 @@ def write_hugging_face(
                 if progress is not None:
                     progress(done, total)
         values = hugging_face_config(config)
-        if any(tensor.name.endswith("_blocks") for tensor in tensors):
-            values["quantization_config"] = _QUANTIZATION
+        values |= _quantization(tensors)
         if tokenizer is not None:
             values |= _write_tokenizer(tokenizer, directory)
         _write_json(directory / "config.json", values)
-    formats = dict(Counter(tensor.format for tensor in tensors).most_common())
+    held = [tensor.format if tensor.weights is None else tensor.weights for tensor in tensors]
+    formats = dict(Counter(format for format in held if format).most_common())
     return formats, total, _notes(files, weights, tokenizer)
+
+
+def _quantization(tensors: list[_Tensor]) -> dict[str, Any]:
+    """What config.json says of weights in two planes, as csrc/checkpoint/quantization.h has it."""
+    formats = {t.name.removesuffix("_blocks"): t.weights for t in tensors if t.weights}
+    if not formats:
+        return {}
+    if set(formats.values()) == {"MXFP4"} and all(".mlp.experts." in name for name in formats):
+        return {"quantization_config": _QUANTIZATION}
+    usual = Counter(formats.values()).most_common(1)[0][0]
+    others = {name: format for name, format in formats.items() if format != usual}
+    return {
+        "quantization_config": {"quant_method": "mx", "format": usual}
+        | ({"formats": others} if others else {})
+    }
 
 
 def _header(tensors: list[_Tensor]) -> bytes:
@@ -117,6 +135,9 @@ def _plan(weights: dict[str, Weight], config: Config) -> Iterator[_Tensor]:
         if name == "output.weight" and config.tied_embeddings:
             continue
         weight = _take(weights, name)
+        if _wanted(weight) in PLANES:
+            yield from _planes(hf, [weight])
+            continue
         format = _format(weight)
         yield _Tensor(hf, format, weight.shape, functools.partial(_whole, weight, format))
     for layer in range(config.num_layers):
@@ -139,8 +160,18 @@ def _take(weights: dict[str, Weight], name: str) -> Weight:
     return weights[name]
 
 
+def _wanted(weight: Weight) -> str | None:
+    """The format that a weight is to have, or keeps because it is in two planes or could be."""
+    keeps = weight.scales is not None or (weight.format == "MXFP4" and "_exps." in weight.name)
+    return weight.target or (weight.format if keeps else None)
+
+
 def _format(*weights: Weight) -> str:
-    """The dtype that holds the weights: BF16 also for F32 whose values it has, and for blocks."""
+    """The dtype that holds the weights: the wanted one; BF16 also for F32 whose values it has, and
+    for blocks."""
+    wanted = {weight.target for weight in weights}
+    if len(wanted) == 1 and wanted < set(PLAIN):
+        return str(*wanted)
     formats = {weight.format for weight in weights}
     if formats == {"F16"}:
         return "F16"
@@ -190,14 +221,24 @@ def _bias(name: str, biases: list[Weight]) -> _Tensor:
     return _Tensor(name, format, (experts, rows * len(biases)), jobs)
 
 
+def _planes(name: str, parts: list[Weight]) -> Iterator[_Tensor]:
+    """Codes and scales, rows of the parts taking turns."""
+    format = str(_wanted(parts[0]))
+    *lead, rows, width = parts[0].shape
+    shape = (*lead, rows * len(parts), width // 32, PLANES[format])
+    codes = functools.partial(_plane, parts, format, 0)
+    yield _Tensor(name + "_blocks", "U8", shape, codes, format)
+    scales = functools.partial(_plane, parts, format, 1)
+    yield _Tensor(name + "_scales", "U8", shape[:-1], scales, "")
+
+
 def _experts(name: str, parts: list[Weight]) -> Iterator[_Tensor]:
-    """MXFP4 as two planes; anything else as (experts, inputs, outputs)."""
+    """Two planes, or (experts, inputs, outputs)."""
     experts, rows, width = parts[0].shape
     rows *= len(parts)
-    if all(part.format == "MXFP4" for part in parts):
-        for plane, end in enumerate(("_blocks", "_scales")):
-            shape = (experts, rows, width // 32, 16)[: 4 - plane]
-            yield _Tensor(name + end, "U8", shape, functools.partial(_plane, parts, plane))
+    wanted = {_wanted(part) for part in parts}
+    if len(wanted) == 1 and wanted < set(PLANES):
+        yield from _planes(name, parts)
         return
     format = _format(*parts)
 
@@ -224,13 +265,13 @@ def _experts(name: str, parts: list[Weight]) -> Iterator[_Tensor]:
     yield _Tensor(name, format, (experts, width, rows), jobs)
 
 
-def _plane(parts: list[Weight], plane: int) -> Iterator[Job]:
+def _plane(parts: list[Weight], format: str, plane: int) -> Iterator[Job]:
     for pieces in zip(*(part.pieces() for part in parts), strict=True):
-        yield functools.partial(_piece_of_plane, pieces, plane)
+        yield functools.partial(_piece_of_plane, pieces, format, plane)
 
 
-def _piece_of_plane(pieces: tuple[Weight, ...], plane: int) -> Array:
-    return _taking_turns([piece.planes()[plane] for piece in pieces], 0)
+def _piece_of_plane(pieces: tuple[Weight, ...], format: str, plane: int) -> Array:
+    return _taking_turns([piece.planes(format)[plane] for piece in pieces], 0)
 
 
 # ---- what is not weights ----
@@ -318,8 +359,11 @@ def _notes(
     files: Source, weights: dict[str, Weight], tokenizer: Tokenizer | None
 ) -> tuple[str, ...]:
     notes = []
-    kept = {*PLAIN, "MXFP4"}
-    rounded = Counter(weight.format for weight in weights.values() if weight.format not in kept)
+    rounded = Counter(
+        weight.format
+        for weight in weights.values()
+        if weight.format not in PLAIN and _wanted(weight) is None
+    )
     for format, count in rounded.items():
         notes.append(f"weights of {format} are decoded and rounded to BF16 ({count} tensors)")
     if files.is_gguf:

@@ -275,7 +275,9 @@ def build_driver(
     else:
         objects = compile_engine(compiler, (), sanitizers, plain_kernels, machine)
     objects += compile_units([Unit(driver, f"{driver.stem}.o")], compiler, extra)
-    link(compiler, objects, output, extra, ["-lm"] if kernels_only else LIBRARIES)
+    # libFuzzer is C++, whose library the machine that runs it may lack.
+    static = ["-static-libstdc++", "-static-libgcc"] if "fuzzer" in sanitizers else []
+    link(compiler, objects, output, [*extra, *static], ["-lm"] if kernels_only else LIBRARIES)
 
 
 def main() -> None:

@@ -64,6 +64,26 @@ def make_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
     return make
 
 
+@pytest.fixture(autouse=True)
+def show_seed(request: pytest.FixtureRequest) -> None:
+    """A test that fails shows the seed of its module, SEED."""
+    if hasattr(request.module, "SEED"):
+        print(f"seed {request.module.SEED}")
+
+
+@pytest.fixture(scope="module")
+def directory(request: pytest.FixtureRequest, make_directory: Callable[..., Path]) -> Path:
+    """A directory of the module's SPEC."""
+    return make_directory(request.module.SPEC)
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> Iterator[gptoss.Model]:
+    """The model in it."""
+    with gptoss.Model(directory) as opened:
+        yield opened
+
+
 @pytest.fixture
 def one_minute() -> Iterator[None]:
     """Fails a test that hangs."""

@@ -8,7 +8,7 @@ import json
 import math
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,6 @@ SHAPES = {  # outputs, inputs
 }
 MODULES = {f"model.layers.{i}.{name}": shape for i in range(2) for name, shape in SHAPES.items()}
 MODULES["lm_head"] = (SPEC.vocab_size, HIDDEN)
-
-
-@pytest.fixture(autouse=True)
-def show_seed() -> None:
-    print(f"seed {SEED}")
-
-
-@pytest.fixture(scope="module")
-def directory(make_directory: Callable[..., Path]) -> Path:
-    return make_directory(SPEC)
 
 
 @pytest.fixture(scope="module")

@@ -34,29 +34,55 @@ def fixed_limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
 # ---- limits ----
 
 
-@pytest.mark.parametrize("isa", [name for name, available in _core.isas() if available])
+UNITS = [
+    *((name, "fp32") for name, available in _core.isas() if available),
+    *((name, "bf16") for name, available in _core.bf16_isas() if available),
+]
+
+
+@pytest.mark.parametrize(("isa", "precision"), UNITS)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_limits_are_above_zero(isa: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_above_zero(
+    isa: str, precision: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(benchmark.limits, "_MIN_READ_BYTES", 1 << 22)
     monkeypatch.setattr(benchmark.limits, "last_cache_bytes", lambda: 0)
     monkeypatch.setattr(benchmark.limits, "_FMA_SECONDS", 0.001)
-    limits = benchmark.measure_limits(threads, isa)
+    limits = benchmark.measure_limits(threads, isa, precision)
     assert limits.bytes_per_second == max(limits.read_samples) > 0
-    assert (limits.threads, limits.isa) == (threads, isa)
+    assert (limits.threads, limits.isa, limits.precision) == (threads, isa, precision)
     if _core.measure_fma(isa, 1):
         assert limits.flops_per_second == max(limits.flop_samples) > 0
     else:
         assert limits.flops_per_second is None
     both = limits | limits
     assert both.read_samples == 2 * limits.read_samples
-    assert both.bytes_per_second == limits.bytes_per_second
+    assert both.bytes_per_second == limits.bytes_per_second and both.precision == precision
 
 
-def test_other_precisions_have_the_limit_of_reading_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_multiplies_on_its_unit_and_reads_with_vectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    multiplied: list[str] = []
+
+    def measure_fma(isa: str, num_rounds: int) -> int:
+        multiplied.append(isa)
+        return num_rounds
+
     monkeypatch.setattr(benchmark.limits, "_MIN_READ_BYTES", 1 << 16)
+    monkeypatch.setattr(_core, "measure_fma", measure_fma)
     limits = benchmark.measure_limits(1, "amx", "bf16")
-    assert limits.flops_per_second is None and limits.bytes_per_second > 0
-    assert (limits.isa, True) in _core.isas()
+    assert limits.flops_per_second and limits.bytes_per_second > 0
+    assert set(multiplied) == {limits.isa} == {"amx"}
+
+
+@pytest.mark.parametrize("isa", ["amx", "avx512_bf16", "avx512", "no such"])
+def test_only_what_is_there_is_measured(isa: str) -> None:
+    if (isa, True) in [*_core.isas(), *_core.bf16_isas()]:
+        assert _core.measure_fma(isa, 3) > 0
+    else:
+        with pytest.raises(gptoss.UnsupportedError, match=f"no kernels for {isa}"):
+            _core.measure_fma(isa, 3)
 
 
 def test_a_thread_that_fails_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:

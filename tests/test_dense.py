@@ -61,7 +61,6 @@ every_case = pytest.mark.parametrize("name", CASES)
 
 @pytest.fixture(scope="module")
 def path_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    print(f"seed {SEED}")
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:
@@ -132,7 +131,6 @@ LARGE = {
 def test_matrices_of_any_type(tmp_path: Path, name: str, kinds: tuple[str, ...]) -> None:
     """One type, or one drawn for each matrix: gate and up may differ. The bits are those of the
     weights as the gguf package decodes them."""
-    print(f"seed {SEED}")
     rng = np.random.default_rng(SEED)
     packed, plain = write_types(tmp_path, LARGE[name], rng, lambda _: str(rng.choice(kinds)))
     with gptoss.Model(packed) as model, gptoss.Model(plain) as decoded:

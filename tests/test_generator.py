@@ -8,7 +8,6 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,6 @@ from support import assert_same_bits, open_generator, random_tokens
 import gptoss
 
 SPEC = Spec(num_layers=3, num_heads=6, num_kv_heads=3, head_dim=20, window=8, vocab_size=101)
-
-
-@pytest.fixture(scope="module")
-def directory(make_directory: Callable[..., Path]) -> Path:
-    return make_directory(SPEC)
-
-
-@pytest.fixture(scope="module")
-def model(directory: Path) -> Iterator[gptoss.Model]:
-    with gptoss.Model(directory) as opened:
-        yield opened
 
 
 # ---- positions, tokens, logits ----

@@ -3,17 +3,21 @@ from the logits of every token."""
 
 from __future__ import annotations
 
+import errno
 import fractions
 import io
 import json
 import math
 import random
 import re
+import resource
 import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,17 +29,13 @@ from hypothesis import strategies as st
 from models import Spec
 
 import gptoss
-from gptoss.cli import main
-from gptoss.perplexity import Chunks, Estimate, Statistics
-from gptoss.score import Score
+from gptoss.cli import main, perplexity
+from gptoss.perplexity import Chunks, Estimate, Statistics, encode_pieces
+from gptoss.score import Score, text_ids
+from gptoss.spool import Spool
 
 SEED = secrets.randbelow(2**32)
 WORDS = "Once upon a time there was small cat dog who lived in house near river and ran"
-
-
-@pytest.fixture(autouse=True)
-def show_seed() -> None:
-    print(f"seed {SEED}")
 
 
 @pytest.fixture
@@ -236,6 +236,121 @@ def test_ctrl_c_tells_the_perplexity_so_far(tmp_path: Path) -> None:
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
     assert re.fullmatch(r"gptoss: stopped after \d+ chunks: perplexity [\d.]+ ± [\d.]+\n", err)
+
+
+# ---- long texts ----
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 2, 3, 7, 64])
+def test_a_file_is_read_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    monkeypatch.setattr(perplexity, "_PIECE_BYTES", piece_bytes)
+    rng, file = random.Random(SEED), tmp_path / "text"
+    for _ in range(60):
+        text = "".join(rng.choices("aé漢👍\n\r ", k=rng.randrange(20)))
+        file.write_bytes(text.encode())
+        if text in ("", "\n"):
+            with pytest.raises(gptoss.FormatError, match="the file is empty"):
+                read_all(file)
+            continue
+        assert read_all(file) == text.removesuffix("\n")
+        data = text.encode()
+        cut = rng.randrange(len(data) + 1)
+        for spoiled in (data[:cut] + b"\xff" + data[cut:], data[:-1] + b"\xe6\xbc"):
+            file.write_bytes(spoiled)
+            with pytest.raises(UnicodeDecodeError) as expected:
+                spoiled.decode()
+            with pytest.raises(gptoss.FormatError, match="not UTF-8") as caught:
+                read_all(file)
+            assert caught.value.offset == expected.value.start
+
+
+def read_all(file: Path) -> str:
+    with perplexity.open_text(str(file)) as pieces:
+        return "".join(pieces)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_pieces_have_the_ids_of_the_text(
+    demo: gptoss.Model, rounded: gptoss.Model, story: Path, bos: bool
+) -> None:
+    text, model = story.read_text() * 60, rounded if bos else demo
+    pieces = [text[i : i + 30_000] for i in range(0, len(text), 30_000)]
+    assert len(text) > 80_000  # so that some is encoded before the end
+    ids, has_bos = encode_pieces(model.tokenizer, pieces, demo.tokenizer)
+    whole, whole_has_bos = text_ids(model, text)
+    assert ids.tolist() == whole.tolist() and (has_bos, whole_has_bos) == (bos, bos)
+
+
+def test_memory_does_not_depend_on_the_text(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a process that tokenises for two models and scores a chunk. As one text, 1.4 MB
+    more take over 200 MB."""
+    peaks = []
+    for copies in (1, 8):
+        file = tmp_path / f"text{copies}"
+        file.write_text("Once upon a time, there was a small cat.\n" * 5000 * copies)
+        arguments = ["perplexity", str(file), "-r", "demo", "--chunks", "1", "--threads", "1"]
+        code = (
+            "import resource, sys; from gptoss.cli import main; failed = main(sys.argv[1:]);"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(failed)"
+        )
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+        out = capfd.readouterr().out
+        assert "KL divergence" in out
+        peaks.append(int(out.splitlines()[-1]))
+    assert peaks[1] - peaks[0] < 25_000, f"{peaks} kB"
+
+
+def test_memory_does_not_depend_on_the_scored_tokens() -> None:
+    rng, count = np.random.default_rng(SEED), 2000
+    ids, same = np.zeros(count, np.int32), np.ones(count, np.bool_)
+    statistics, all_kl = Statistics(), []
+    peaks = []
+    for parts in (1, 20):
+        tracemalloc.start()
+        for _ in range(parts):
+            ours, theirs = -rng.exponential(3, count), -rng.exponential(3, count)
+            all_kl.append(np.abs(ours - theirs))
+            statistics.add(Score(ids, ours, ids, ours, theirs, all_kl[-1], same))
+        told = statistics.as_dict()
+        peaks.append(tracemalloc.get_traced_memory()[1] - parts * count * 8)  # all_kl's
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 60_000, f"{peaks} bytes"  # 20 * 2000 tokens, kept, take 640,000
+    kl = np.concatenate(all_kl)
+    assert told["kl_distribution"]["50%"] == np.median(kl)
+    assert told["kl_distribution"]["max"] == kl.max()
+
+
+@given(st.lists(st.lists(st.floats(allow_nan=False), max_size=20), max_size=5))
+def test_a_spool_is_what_was_added(parts: list[list[float]]) -> None:
+    spool, added = Spool(np.float64), []
+    for part in parts:
+        spool.add(part)
+        added += part
+        assert spool.array().tolist() == added
+    array = spool.array()
+    del spool
+    array.sort()
+    assert array.tolist() == sorted(added)
+
+
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spool, limits = Spool(np.int32), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(gptoss.FileError, match=r"file in /\S+: File too large") as e:
+            spool.add(np.zeros(5000, np.int32))
+            spool.array()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "TMPDIR" in str(e.value) and e.value.errno == errno.EFBIG
+    del spool
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(gptoss.FileError, match="none: No such file or directory; TMPDIR"):
+        Spool(np.int32)
 
 
 # ---- chunks ----

@@ -28,22 +28,6 @@ SEED = secrets.randbelow(2**32)
 ARRAYS = ("logprobs", "ranks", "entropies", "reference_logprobs", "kl", "same_top")
 
 
-@pytest.fixture(autouse=True)
-def show_seed() -> None:
-    print(f"seed {SEED}")
-
-
-@pytest.fixture(scope="module")
-def directory(make_directory: Callable[..., Path]) -> Path:
-    return make_directory(SPEC)
-
-
-@pytest.fixture(scope="module")
-def model(directory: Path) -> Iterator[gptoss.Model]:
-    with gptoss.Model(directory) as opened:
-        yield opened
-
-
 @pytest.fixture(scope="module")
 def other(make_directory: Callable[..., Path]) -> Iterator[gptoss.Model]:
     with gptoss.Model(make_directory(SPEC, seed=1), threads=2) as opened:

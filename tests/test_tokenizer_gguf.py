@@ -19,7 +19,7 @@ from tokenizers import decoders, models, normalizers, processors, trainers
 import gptoss
 from gptoss import Tokenizer, UnsupportedError
 from gptoss.pre_tokenizers import PRE_TOKENIZERS
-from gptoss.tokenizer import StreamDecoder
+from gptoss.tokenizer import StreamDecoder, StreamEncoder
 from gptoss.tokenizer_gguf import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from gptoss.write_tokenizer import tokenizer_values
 
@@ -376,6 +376,83 @@ def test_pieces_against_tokenizer_json(tmp_path: Path, prefix: bool) -> None:
         assert tokenizer.encode(text) == ids, text[:60]
         assert tokenizer.decode(ids) == from_json.decode(ids)
     assert tokenizer.adds_bos and from_json.adds_bos
+
+
+# ---- texts in pieces ----
+
+FRAGMENTS = [
+    *("a", "bé", "nest", "漢字", "カナ", "ab", "ñ", "e\u0301", "\u1161", "'s", "'LL", "1", "23456"),
+    *(" ", " ", " ", " ", " ", "  ", "\n", "\n", "\n\n", " \n", "\n ", "\r\n", "\t", "\u3000", "/"),
+    *(".", ", ", "-", "<tool>", "[INST]", "<s>", "👍🏽", "\ufeff"),
+]
+in_pieces = st.lists(
+    st.lists(st.sampled_from(FRAGMENTS), max_size=200).map("".join) | st.text(max_size=30),
+    max_size=6,
+)
+
+
+def encode_in_pieces(tokenizer: Tokenizer, pieces: list[str], size: int) -> tuple[list[int], int]:
+    """The ids, and how many of them came before the end of the text."""
+    encoder, ids = StreamEncoder(tokenizer, size), []
+    for piece in pieces:
+        ids += encoder.push(piece)
+    early = len(ids)
+    return ids + encoder.flush(), early
+
+
+@pytest.fixture(scope="module")
+def every_kind(piece_model: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Tokenizer]:
+    """The demo's, each way to cut texts into words, SentencePiece with and without its prefix."""
+    seed = random.randrange(2**32)
+    print(f"{seed=}")
+    ways = {way: name for name, way in PRE_TOKENIZERS.items()}
+    make = tmp_path_factory.mktemp
+    byte_level = [trained(name, make("way"), seed, bos=False) for name in ways.values()]
+    metadata = piece_metadata(piece_model)
+    prefixed = [metadata | {"tokenizer.ggml.add_space_prefix": prefix} for prefix in (True, False)]
+    return [Tokenizer(DEMO), *byte_level, *map(from_metadata, prefixed)]
+
+
+@settings(max_examples=100)
+@given(pieces=in_pieces, size=st.integers(1, 100))
+def test_pieces_have_the_ids_of_the_whole(
+    every_kind: list[Tokenizer], pieces: list[str], size: int
+) -> None:
+    for tokenizer in every_kind:
+        whole = tokenizer.encode("".join(pieces))
+        assert encode_in_pieces(tokenizer, pieces, size)[0] == whole, tokenizer
+
+
+def test_long_texts_are_cut(every_kind: list[Tokenizer]) -> None:
+    """Prose at words, Chinese at lines, CRLF at words; what cannot be cut comes whole."""
+    rng = random.Random(seed := random.randrange(2**32))
+    print(f"{seed=}")
+    prose = "".join(rng.choice(["cat ", "dogs, ", "nést. ", "bed\r\n", "a "]) for _ in range(3000))
+    chinese = "".join(rng.choice(["漢字。\n", "字", "漢字", "\n", "，"]) for _ in range(3000))
+    for tokenizer in every_kind:
+        for text in (prose, chinese, "a" * 3000, " " * 3000, "\n" * 3000, "12" * 1500):
+            cuts = sorted(rng.randrange(len(text)) for _ in range(40))
+            pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+            ids, early = encode_in_pieces(tokenizer, pieces, 200)
+            assert ids == tokenizer.encode(text)
+            assert (early > len(ids) * 0.8) == (text in (prose, chinese)), (tokenizer, text[:9])
+
+
+def test_a_token_over_the_cut_forbids_it(tmp_path: Path) -> None:
+    """Tokens of two words, which lie as the distant beginning has it; an added token that takes the
+    space behind it."""
+    vocabulary = {text: i for i, text in enumerate(["a", " ", " a", " a a"])}
+    library = tokenizers.Tokenizer(models.BPE(vocabulary, [(" ", "a"), (" a", " a")]))
+    library.decoder = decoders.ByteFallback()
+    library.save(str(tmp_path / "tokenizer.json"))
+    joining = Tokenizer(tmp_path)
+    assert joining.encode("a a a a") == [0, 3, 2]
+    greedy = trained("gpt-2", tmp_path, 0, bos=False)
+    greedy._tokenizer.add_tokens([tokenizers.AddedToken("bed", rstrip=True, normalized=False)])
+    for size in range(60, 260, 9):
+        for tokenizer, text in ((joining, "a " * 400), (greedy, "a bed a " * 100)):
+            pieces = [text[i : i + 7] for i in range(0, len(text), 7)]
+            assert encode_in_pieces(tokenizer, pieces, size)[0] == tokenizer.encode(text)
 
 
 # ---- BOS, EOS, ends ----

@@ -9,15 +9,25 @@
 #define OPTIONAL GPTOSS_CONFIG_OPTIONAL
 #define REQUIRED GPTOSS_CONFIG_REQUIRED
 
-/* What the sizes are called. */
-struct size_keys {
+/* What the sizes are called, NULL for those that have no key. */
+enum naming { LLAMA, GGUF_LLAMA, GPT2, GGUF_GPT2 };
+static const struct size_keys {
     const char *num_layers, *hidden_size, *num_heads, *num_kv_heads, *head_dim, *max_positions;
+} size_keys[] = {
+    [LLAMA] = {"num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",
+               "head_dim", "max_position_embeddings"},
+    [GGUF_LLAMA] = {"block_count", "embedding_length", "attention.head_count",
+                    "attention.head_count_kv", "attention.key_length", "context_length"},
+    [GPT2] = {"n_layer", "n_embd", "n_head", NULL, NULL, "n_positions"},
+    [GGUF_GPT2] = {"block_count", "embedding_length", "attention.head_count", NULL, NULL,
+                   "context_length"},
 };
 
 /* All but the intermediate size. Keys and values have as many heads as queries and a head its share
  * of the hidden size, unless there are keys that say otherwise. */
-static void read_sizes(const struct gptoss_config_reader *reader, const struct size_keys *keys,
+static void read_sizes(const struct gptoss_config_reader *reader, enum naming naming,
                        struct gptoss_config *config) {
+    const struct size_keys *keys = &size_keys[naming];
     gptoss_config_integer(reader, keys->num_layers, REQUIRED, 1, GPTOSS_MAX_LAYERS,
                           &config->num_layers);
     gptoss_config_integer(reader, keys->hidden_size, REQUIRED, 1, 1 << 18, &config->hidden_size);
@@ -49,13 +59,6 @@ static void read_sizes(const struct gptoss_config_reader *reader, const struct s
     }
 }
 
-static void refuse_quantization(const struct gptoss_config_reader *reader) {
-    const cJSON *quantization = gptoss_config_find(reader, "quantization_config");
-    if (quantization != NULL)
-        gptoss_config_fail(reader, "quantization_config", "weights that are not quantized",
-                           quantization);
-}
-
 /* ---- llama ---- */
 
 static const struct gptoss_config llama = {.architecture = "llama",
@@ -64,13 +67,13 @@ static const struct gptoss_config llama = {.architecture = "llama",
                                            .rope_factor = 1.0,
                                            .rope_attention_factor = 1.0};
 
-static void demand_even_heads(const struct gptoss_config_reader *reader, const char *head_dim,
-                              const char *num_heads, const struct gptoss_config *config) {
-    const cJSON *item = gptoss_config_find(reader, head_dim);
+static void demand_even_heads(const struct gptoss_config_reader *reader, enum naming naming,
+                              const struct gptoss_config *config) {
+    const char *key =
+        gptoss_config_either(reader, size_keys[naming].head_dim, size_keys[naming].num_heads);
     if (config->head_dim % 2 != 0)
-        gptoss_config_fail(reader, item != NULL ? head_dim : num_heads,
-                           "heads of an even size, as the rotation needs",
-                           item != NULL ? item : gptoss_config_find(reader, num_heads));
+        gptoss_config_fail(reader, key, "heads of an even size, as the rotation needs",
+                           gptoss_config_find(reader, key));
 }
 
 static void require_number(const struct gptoss_config_reader *reader, const char *key,
@@ -115,25 +118,16 @@ static void read_rope(const struct gptoss_config_reader *reader, struct gptoss_c
 }
 
 void gptoss_config_llama(const struct gptoss_config_reader *reader, struct gptoss_config *config) {
-    static const struct size_keys keys = {
-        .num_layers = "num_hidden_layers",
-        .hidden_size = "hidden_size",
-        .num_heads = "num_attention_heads",
-        .num_kv_heads = "num_key_value_heads",
-        .head_dim = "head_dim",
-        .max_positions = "max_position_embeddings",
-    };
     *config = llama;
-    read_sizes(reader, &keys, config);
+    read_sizes(reader, LLAMA, config);
     gptoss_config_integer(reader, "intermediate_size", REQUIRED, 1, 1 << 20,
                           &config->intermediate_size);
-    demand_even_heads(reader, keys.head_dim, keys.num_heads, config);
+    demand_even_heads(reader, LLAMA, config);
     gptoss_config_bool(reader, "attention_bias", &config->attention_bias);
     gptoss_config_bool(reader, "mlp_bias", &config->mlp_bias);
     gptoss_config_bool(reader, "tie_word_embeddings", &config->tied_embeddings);
     gptoss_config_float(reader, "rms_norm_eps", 1e-30, 1.0, &config->rms_norm_eps);
     gptoss_config_demand_text(reader, "hidden_act", "silu");
-    refuse_quantization(reader);
     read_rope(reader, config);
 }
 
@@ -160,19 +154,11 @@ static void read_gguf_rope(const struct gptoss_config_reader *reader,
 
 void gptoss_config_gguf_llama(const struct gptoss_config_reader *reader,
                               struct gptoss_config *config) {
-    static const struct size_keys keys = {
-        .num_layers = "block_count",
-        .hidden_size = "embedding_length",
-        .num_heads = "attention.head_count",
-        .num_kv_heads = "attention.head_count_kv",
-        .head_dim = "attention.key_length",
-        .max_positions = "context_length",
-    };
     *config = llama;
-    read_sizes(reader, &keys, config);
+    read_sizes(reader, GGUF_LLAMA, config);
     gptoss_config_integer(reader, "feed_forward_length", REQUIRED, 1, 1 << 20,
                           &config->intermediate_size);
-    demand_even_heads(reader, keys.head_dim, keys.num_heads, config);
+    demand_even_heads(reader, GGUF_LLAMA, config);
     gptoss_config_demand_number(reader, "attention.value_length", config->head_dim);
     gptoss_config_demand_number(reader, "expert_count", 0.0);
     gptoss_config_float(reader, "attention.layer_norm_rms_epsilon", 1e-30, 1.0,
@@ -198,14 +184,8 @@ static void demand_tanh_gelu(const struct gptoss_config_reader *reader) {
 }
 
 void gptoss_config_gpt2(const struct gptoss_config_reader *reader, struct gptoss_config *config) {
-    static const struct size_keys keys = {
-        .num_layers = "n_layer",
-        .hidden_size = "n_embd",
-        .num_heads = "n_head",
-        .max_positions = "n_positions",
-    };
     *config = gpt2;
-    read_sizes(reader, &keys, config);
+    read_sizes(reader, GPT2, config);
     config->intermediate_size = 4 * config->hidden_size;
     gptoss_config_integer(reader, "n_inner", OPTIONAL, 1, 1 << 20, &config->intermediate_size);
     gptoss_config_bool(reader, "tie_word_embeddings", &config->tied_embeddings);
@@ -214,19 +194,12 @@ void gptoss_config_gpt2(const struct gptoss_config_reader *reader, struct gptoss
     gptoss_config_demand_bool(reader, "scale_attn_weights", true);
     gptoss_config_demand_bool(reader, "scale_attn_by_inverse_layer_idx", false);
     gptoss_config_demand_bool(reader, "add_cross_attention", false);
-    refuse_quantization(reader);
 }
 
 void gptoss_config_gguf_gpt2(const struct gptoss_config_reader *reader,
                              struct gptoss_config *config) {
-    static const struct size_keys keys = {
-        .num_layers = "block_count",
-        .hidden_size = "embedding_length",
-        .num_heads = "attention.head_count",
-        .max_positions = "context_length",
-    };
     *config = gpt2;
-    read_sizes(reader, &keys, config);
+    read_sizes(reader, GGUF_GPT2, config);
     gptoss_config_integer(reader, "feed_forward_length", REQUIRED, 1, 1 << 20,
                           &config->intermediate_size);
     gptoss_config_demand_number(reader, "attention.head_count_kv", config->num_heads);

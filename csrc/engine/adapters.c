@@ -29,24 +29,29 @@ struct target {
 #define OF_DENSE(field) {offsetof(struct gptoss_dense_layer, field)}
 
 static const struct target gpt_oss_targets[] = {
-    {"self_attn.q_proj", 1, OF_GPT_OSS(query)},
-    {"self_attn.k_proj", 1, OF_GPT_OSS(key)},
-    {"self_attn.v_proj", 1, OF_GPT_OSS(value)},
-    {"self_attn.o_proj", 1, OF_GPT_OSS(output)},
+    {"self_attn.q_proj", 1, OF_GPT_OSS(attention.query)},
+    {"self_attn.k_proj", 1, OF_GPT_OSS(attention.key)},
+    {"self_attn.v_proj", 1, OF_GPT_OSS(attention.value)},
+    {"self_attn.o_proj", 1, OF_GPT_OSS(attention.output)},
     {NULL, 0, {0}},
 };
 static const struct target llama_targets[] = {
-    {"self_attn.q_proj", 1, OF_DENSE(query)}, {"self_attn.k_proj", 1, OF_DENSE(key)},
-    {"self_attn.v_proj", 1, OF_DENSE(value)}, {"self_attn.o_proj", 1, OF_DENSE(output)},
-    {"mlp.gate_proj", 1, OF_DENSE(gate)},     {"mlp.up_proj", 1, OF_DENSE(up)},
-    {"mlp.down_proj", 1, OF_DENSE(down)},     {NULL, 0, {0}},
+    {"self_attn.q_proj", 1, OF_DENSE(attention.query)},
+    {"self_attn.k_proj", 1, OF_DENSE(attention.key)},
+    {"self_attn.v_proj", 1, OF_DENSE(attention.value)},
+    {"self_attn.o_proj", 1, OF_DENSE(attention.output)},
+    {"mlp.gate_proj", 1, OF_DENSE(gate)},
+    {"mlp.up_proj", 1, OF_DENSE(up)},
+    {"mlp.down_proj", 1, OF_DENSE(down)},
+    {NULL, 0, {0}},
 };
 static const struct target gpt2_targets[] = {
     {"attn.c_attn",
      3,
-     {offsetof(struct gptoss_dense_layer, query), offsetof(struct gptoss_dense_layer, key),
-      offsetof(struct gptoss_dense_layer, value)}},
-    {"attn.c_proj", 1, OF_DENSE(output)},
+     {offsetof(struct gptoss_dense_layer, attention.query),
+      offsetof(struct gptoss_dense_layer, attention.key),
+      offsetof(struct gptoss_dense_layer, attention.value)}},
+    {"attn.c_proj", 1, OF_DENSE(attention.output)},
     {"mlp.c_fc", 1, OF_DENSE(up)},
     {"mlp.c_proj", 1, OF_DENSE(down)},
     {NULL, 0, {0}},

@@ -1,16 +1,14 @@
-/* Decoders whose every weight works on every token: the sub-layers that they share, and the
+/* Decoders whose every weight works on every token: the MLP that they share, and the
  * families that are made of them, llama.c and gpt2.c. */
 #ifndef GPTOSS_ENGINE_DENSE_H
 #define GPTOSS_ENGINE_DENSE_H
 
-#include "engine/pass.h"
+#include "engine/attention.h"
 #include "engine/weights.h"
 
 /* Vectors and matrices that a family lacks have no data. */
 struct gptoss_dense_layer {
-    struct gptoss_vector attention_norm, attention_norm_bias;
-    struct gptoss_weight query, key, value, output;
-    struct gptoss_vector query_bias, key_bias, value_bias, output_bias;
+    struct gptoss_attention_weights attention;
     struct gptoss_vector mlp_norm, mlp_norm_bias;
     struct gptoss_weight gate, up, down;
     struct gptoss_vector gate_bias, up_bias, down_bias;
@@ -26,10 +24,6 @@ struct gptoss_dense {
 enum gptoss_status gptoss_dense_allocate(struct gptoss_model *model, struct gptoss_error *error);
 void gptoss_dense_clear(struct gptoss_model *model);
 
-/* residual += output attention(rotate(query n), rotate(key n), value n), n = norm(residual). */
-enum gptoss_status gptoss_dense_attend(struct gptoss_model *model, const struct gptoss_pass *pass,
-                                       const struct gptoss_row_table *table, int32_t layer,
-                                       enum gptoss_rotation rotation);
 /* residual += down (silu(gate n) * up n), without a gate down gelu(up n); n = norm(residual). */
 enum gptoss_status gptoss_dense_mlp(struct gptoss_model *model, const struct gptoss_pass *pass,
                                     const struct gptoss_row_table *table, int32_t layer);

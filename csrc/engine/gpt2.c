@@ -44,15 +44,16 @@ static enum gptoss_status bind_layer(struct gptoss_binder *binder,
     int64_t hidden = binder->config->hidden_size, intermediate = binder->config->intermediate_size;
     struct gptoss_weight fused;
     struct gptoss_vector bias;
-    GPTOSS_TRY(bind_norm(binder, "h.%d.ln_1", "blk.%d.attn_norm", &layer->attention_norm,
-                         &layer->attention_norm_bias));
+    struct gptoss_attention_weights *attention = &layer->attention;
+    GPTOSS_TRY(bind_norm(binder, "h.%d.ln_1", "blk.%d.attn_norm", &attention->norm,
+                         &attention->norm_bias));
     GPTOSS_TRY(bind_linear(binder, "h.%d.attn.c_attn", "blk.%d.attn_qkv", 3 * hidden, hidden,
                            &fused, &bias));
-    gptoss_slice_rows(&fused, &bias, 0, hidden, &layer->query, &layer->query_bias);
-    gptoss_slice_rows(&fused, &bias, hidden, hidden, &layer->key, &layer->key_bias);
-    gptoss_slice_rows(&fused, &bias, 2 * hidden, hidden, &layer->value, &layer->value_bias);
+    gptoss_slice_rows(&fused, &bias, 0, hidden, &attention->query, &attention->query_bias);
+    gptoss_slice_rows(&fused, &bias, hidden, hidden, &attention->key, &attention->key_bias);
+    gptoss_slice_rows(&fused, &bias, 2 * hidden, hidden, &attention->value, &attention->value_bias);
     GPTOSS_TRY(bind_linear(binder, "h.%d.attn.c_proj", "blk.%d.attn_output", hidden, hidden,
-                           &layer->output, &layer->output_bias));
+                           &attention->output, &attention->output_bias));
     GPTOSS_TRY(
         bind_norm(binder, "h.%d.ln_2", "blk.%d.ffn_norm", &layer->mlp_norm, &layer->mlp_norm_bias));
     GPTOSS_TRY(bind_linear(binder, "h.%d.mlp.c_fc", "blk.%d.ffn_up", intermediate, hidden,
@@ -85,7 +86,8 @@ enum gptoss_status gptoss_gpt2_bind(struct gptoss_model *model, struct gptoss_er
         .checkpoint = checkpoint,
         .config = model->config,
         .naming = gptoss_checkpoint_is_gguf(checkpoint) ? GPTOSS_NAMING_GGUF
-                  : gptoss_checkpoint_find(checkpoint, "wte.weight") != NULL
+                  : gptoss_checkpoint_find(checkpoint, "wte.weight") != NULL ||
+                          gptoss_checkpoint_find(checkpoint, "wte.weight_blocks") != NULL
                       ? GPTOSS_NAMING_ORIGINAL
                       : GPTOSS_NAMING_HUGGING_FACE,
         .error = error,
@@ -101,7 +103,8 @@ enum gptoss_status gptoss_gpt2_forward(struct gptoss_model *model, const struct 
     GPTOSS_TRY(gptoss_pass_embed(model, pass, table, &weights->embedding, &weights->positions));
     for (int32_t layer = 0; layer < model->config->num_layers; ++layer) {
         gptoss_pass_progress(model, pass, layer);
-        GPTOSS_TRY(gptoss_dense_attend(model, pass, table, layer, GPTOSS_ROTATE_NOTHING));
+        GPTOSS_TRY(gptoss_attend(model, pass, table, layer, &weights->layers[layer].attention,
+                                 GPTOSS_ROTATE_NOTHING));
         GPTOSS_TRY(gptoss_dense_mlp(model, pass, table, layer));
     }
     return gptoss_dense_unembed(model, pass, table);

@@ -5,82 +5,6 @@
 #include "engine/model.h"
 #include "status.h"
 
-/* Queries, keys and values of the rows, rotated; the cache holds the new keys and values. */
-static enum gptoss_status project(struct gptoss_model *model, const struct gptoss_pass *pass,
-                                  const struct gptoss_row_table *table, int32_t index) {
-    const struct gptoss_config *config = model->config;
-    const struct gptoss_gpt_oss_layer *layer = &model->weights.gpt_oss.layers[index];
-    struct gptoss_workspace *work = &model->workspace;
-    struct gptoss_backend *backend = model->backend;
-    const struct gptoss_backend_operations *run = backend->operations;
-
-    GPTOSS_TRY(run->norm_linear(
-        backend, table,
-        &(struct gptoss_norm_linear){
-            .x = work->residual,
-            .normed = work->normed,
-            .norm = {.gain = &layer->attention_norm, .epsilon = config->rms_norm_eps},
-            .num_outs = 3,
-            .weights = {&layer->query, &layer->key, &layer->value},
-            .biases = {&layer->query_bias, &layer->key_bias, &layer->value_bias},
-            .outs = {work->queries, work->keys, work->values},
-        }));
-    gptoss_pass_keep(model, pass, index, GPTOSS_TAP_ATTN_NORM, work->normed);
-
-    GPTOSS_TRY(run->rope_append(backend, table,
-                                &(struct gptoss_rope_append){
-                                    .layer = index,
-                                    .num_heads = config->num_heads,
-                                    .num_kv_heads = config->num_kv_heads,
-                                    .head_dim = config->head_dim,
-                                    .queries = work->queries,
-                                    .keys = work->keys,
-                                    .values = work->values,
-                                }));
-    gptoss_pass_keep(model, pass, index, GPTOSS_TAP_Q, work->queries);
-    gptoss_pass_keep(model, pass, index, GPTOSS_TAP_K, work->keys);
-    gptoss_pass_keep(model, pass, index, GPTOSS_TAP_V, work->values);
-    return GPTOSS_OK;
-}
-
-/* Attention over the cache, output projection, residual. */
-static enum gptoss_status attend(struct gptoss_model *model, const struct gptoss_pass *pass,
-                                 const struct gptoss_row_table *table, int32_t index) {
-    const struct gptoss_config *config = model->config;
-    const struct gptoss_gpt_oss_layer *layer = &model->weights.gpt_oss.layers[index];
-    struct gptoss_workspace *work = &model->workspace;
-    struct gptoss_backend *backend = model->backend;
-    const struct gptoss_backend_operations *run = backend->operations;
-
-    bool sink_mass = gptoss_pass_wants(model, pass, index, GPTOSS_TAP_SINK_MASS);
-    GPTOSS_TRY(
-        run->attention(backend, table,
-                       &(struct gptoss_attention){
-                           .layer = index,
-                           .num_heads = config->num_heads,
-                           .num_kv_heads = config->num_kv_heads,
-                           .head_dim = config->head_dim,
-                           .window = config->layer_is_sliding[index] ? config->sliding_window : 0,
-                           .scale = model->attention_scale,
-                           .sinks = &layer->sinks,
-                           .queries = work->queries,
-                           .out = work->attention,
-                           .sink_mass = sink_mass ? work->sink_mass : NULL,
-                       }));
-    gptoss_pass_keep(model, pass, index, GPTOSS_TAP_ATTN_OUTPUT, work->attention);
-    gptoss_pass_keep(model, pass, index, GPTOSS_TAP_SINK_MASS, work->sink_mass);
-
-    GPTOSS_TRY(run->linear_residual(backend, table,
-                                    &(struct gptoss_linear_residual){
-                                        .x = work->attention,
-                                        .residual = work->residual,
-                                        .weight = &layer->output,
-                                        .bias = &layer->output_bias,
-                                    }));
-    gptoss_pass_keep(model, pass, index, GPTOSS_TAP_ATTN_RESIDUAL, work->residual);
-    return GPTOSS_OK;
-}
-
 /* Router, experts, residual. */
 static enum gptoss_status mix_experts(struct gptoss_model *model, const struct gptoss_pass *pass,
                                       const struct gptoss_row_table *table, int32_t index) {
@@ -145,8 +69,8 @@ enum gptoss_status gptoss_gpt_oss_forward(struct gptoss_model *model,
     GPTOSS_TRY(gptoss_pass_embed(model, pass, table, &weights->embedding, NULL));
     for (int32_t layer = 0; layer < model->config->num_layers; ++layer) {
         gptoss_pass_progress(model, pass, layer);
-        GPTOSS_TRY(project(model, pass, table, layer));
-        GPTOSS_TRY(attend(model, pass, table, layer));
+        GPTOSS_TRY(gptoss_attend(model, pass, table, layer, &weights->layers[layer].attention,
+                                 GPTOSS_ROTATE_HALVES));
         GPTOSS_TRY(mix_experts(model, pass, table, layer));
     }
     struct gptoss_norm norm = {.gain = &weights->final_norm,

@@ -3,11 +3,10 @@
 #define GPTOSS_ENGINE_GPT_OSS_H
 
 #include "backend.h"
-#include "engine/pass.h"
+#include "engine/attention.h"
 
 struct gptoss_gpt_oss_layer {
-    struct gptoss_vector attention_norm, query_bias, key_bias, value_bias, output_bias, sinks;
-    struct gptoss_weight query, key, value, output;
+    struct gptoss_attention_weights attention;
     struct gptoss_vector mlp_norm, router_bias, gate_up_bias, down_bias;
     struct gptoss_weight router, gate_up, down;
     /* GGUF: gate_up is the gate alone and this is up; else without data, and rows of gate and up

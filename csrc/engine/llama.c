@@ -31,7 +31,7 @@ static enum gptoss_status bind_linear(struct gptoss_binder *binder, const char *
 }
 
 static enum gptoss_status bind_attention(struct gptoss_binder *binder,
-                                         struct gptoss_dense_layer *layer) {
+                                         struct gptoss_attention_weights *attention) {
     const struct gptoss_config *config = binder->config;
     int64_t hidden = config->hidden_size;
     int64_t query_size = (int64_t)config->num_heads * config->head_dim;
@@ -39,15 +39,15 @@ static enum gptoss_status bind_attention(struct gptoss_binder *binder,
     bool bias = config->attention_bias;
     gptoss_binder_spell(binder, "model.layers.%d.input_layernorm.weight", "",
                         "blk.%d.attn_norm.weight");
-    GPTOSS_TRY(gptoss_bind_vector(binder, 0, hidden, &layer->attention_norm));
+    GPTOSS_TRY(gptoss_bind_vector(binder, 0, hidden, &attention->norm));
     GPTOSS_TRY(bind_linear(binder, "self_attn.q_proj", "attn_q", bias, query_size, hidden,
-                           &layer->query, &layer->query_bias));
+                           &attention->query, &attention->query_bias));
     GPTOSS_TRY(bind_linear(binder, "self_attn.k_proj", "attn_k", bias, key_size, hidden,
-                           &layer->key, &layer->key_bias));
+                           &attention->key, &attention->key_bias));
     GPTOSS_TRY(bind_linear(binder, "self_attn.v_proj", "attn_v", bias, key_size, hidden,
-                           &layer->value, &layer->value_bias));
+                           &attention->value, &attention->value_bias));
     return bind_linear(binder, "self_attn.o_proj", "attn_output", bias, hidden, query_size,
-                       &layer->output, &layer->output_bias);
+                       &attention->output, &attention->output_bias);
 }
 
 static enum gptoss_status bind_mlp(struct gptoss_binder *binder, struct gptoss_dense_layer *layer) {
@@ -103,7 +103,7 @@ static enum gptoss_status bind_all(struct gptoss_binder *binder, struct gptoss_m
     GPTOSS_TRY(gptoss_dense_allocate(model, binder->error));
     for (binder->layer = 0; binder->layer < config->num_layers; ++binder->layer) {
         struct gptoss_dense_layer *layer = &weights->layers[binder->layer];
-        GPTOSS_TRY(bind_attention(binder, layer));
+        GPTOSS_TRY(bind_attention(binder, &layer->attention));
         GPTOSS_TRY(bind_mlp(binder, layer));
     }
     return GPTOSS_OK;
@@ -126,10 +126,11 @@ enum gptoss_status gptoss_llama_forward(struct gptoss_model *model, const struct
                                         const struct gptoss_row_table *table) {
     enum gptoss_rotation rotation =
         model->config->rope_neighbours ? GPTOSS_ROTATE_NEIGHBOURS : GPTOSS_ROTATE_HALVES;
+    const struct gptoss_dense_layer *layers = model->weights.dense.layers;
     GPTOSS_TRY(gptoss_pass_embed(model, pass, table, &model->weights.dense.embedding, NULL));
     for (int32_t layer = 0; layer < model->config->num_layers; ++layer) {
         gptoss_pass_progress(model, pass, layer);
-        GPTOSS_TRY(gptoss_dense_attend(model, pass, table, layer, rotation));
+        GPTOSS_TRY(gptoss_attend(model, pass, table, layer, &layers[layer].attention, rotation));
         GPTOSS_TRY(gptoss_dense_mlp(model, pass, table, layer));
     }
     return gptoss_dense_unembed(model, pass, table);

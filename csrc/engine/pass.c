@@ -111,6 +111,14 @@ void gptoss_pass_keep(struct gptoss_model *model, const struct gptoss_pass *pass
     keep_index(model, pass, gptoss_layer_tap_index(model->config, layer, tap), buffer);
 }
 
+struct gptoss_norm gptoss_pass_norm(const struct gptoss_config *config,
+                                    const struct gptoss_vector *gain,
+                                    const struct gptoss_vector *bias) {
+    if (bias->data == NULL)
+        return (struct gptoss_norm){.gain = gain, .epsilon = config->rms_norm_eps};
+    return (struct gptoss_norm){.gain = gain, .bias = bias, .epsilon = config->layer_norm_eps};
+}
+
 /* ---- what all families begin and end with ---- */
 
 enum gptoss_status gptoss_pass_embed(struct gptoss_model *model, const struct gptoss_pass *pass,

@@ -61,6 +61,11 @@ bool gptoss_pass_wants(const struct gptoss_model *model, const struct gptoss_pas
 void gptoss_pass_keep(struct gptoss_model *model, const struct gptoss_pass *pass, int32_t layer,
                       enum gptoss_layer_tap tap, struct gptoss_buffer *buffer);
 
+/* LayerNorm where there is a bias, with data; else RMSNorm. */
+struct gptoss_norm gptoss_pass_norm(const struct gptoss_config *config,
+                                    const struct gptoss_vector *gain,
+                                    const struct gptoss_vector *bias);
+
 /* residual = embedding[token], plus positions[position] unless NULL. */
 enum gptoss_status gptoss_pass_embed(struct gptoss_model *model, const struct gptoss_pass *pass,
                                      const struct gptoss_row_table *table,

@@ -22,9 +22,9 @@ class Limits:
     """Measured by several threads at once.
 
     read_samples: bytes a second that plain vector loads read from arrays larger than the caches,
-    one figure a round. flop_samples: floating-point operations a second of independent float32
-    multiply-adds, two each; empty for instruction sets without vectors. The limits are the best
-    rounds: what disturbs a round makes it slower, never faster.
+    one figure a round. flop_samples: floating-point operations a second of independent
+    multiply-adds at the precision, two each; empty for instruction sets without vectors. The limits
+    are the best rounds: what disturbs a round makes it slower, never faster.
     """
 
     threads: int
@@ -32,6 +32,7 @@ class Limits:
     read_samples: tuple[float, ...]
     flop_samples: tuple[float, ...]
     cache_bytes: int
+    precision: str = "fp32"
 
     @property
     def bytes_per_second(self) -> float:
@@ -49,6 +50,7 @@ class Limits:
             self.read_samples + other.read_samples,
             self.flop_samples + other.flop_samples,
             self.cache_bytes,
+            self.precision,
         )
 
 
@@ -118,10 +120,11 @@ class _Team:
 
 def measure_limits(threads: int, isa: str, precision: str = "fp32") -> Limits:
     """Measures for about a second with `threads` threads and the vectors of an instruction set,
-    which must be available. Other precisions than "fp32" multiply on units of their own, whose peak
-    is not measured: their limits are those of reading alone, with the best vectors there are."""
+    which must be available. Precision "bf16" multiplies on the unit that isa names, and reads with
+    the best vectors there are."""
+    read_isa = isa
     if precision != "fp32":
-        isa = [name for name, available in _core.isas() if available][-1]
+        read_isa = [name for name, available in _core.isas() if available][-1]
     cache = last_cache_bytes()
     total = max(_MIN_READ_BYTES, 8 * cache)
     if available := available_memory():
@@ -132,7 +135,7 @@ def measure_limits(threads: int, isa: str, precision: str = "fp32") -> Limits:
         part = np.ones(total // threads, np.uint8)
 
         def read() -> float:
-            _core.measure_read(isa, part)
+            _core.measure_read(read_isa, part)
             return float(part.nbytes)
 
         return read
@@ -146,5 +149,5 @@ def measure_limits(threads: int, isa: str, precision: str = "fp32") -> Limits:
 
     team = _Team(threads)
     reads = team.rates(prepare_read)
-    has_vectors = precision == "fp32" and _core.measure_fma(isa, 1) > 0
-    return Limits(threads, isa, reads, team.rates(prepare_fma) if has_vectors else (), cache)
+    flops = team.rates(prepare_fma) if _core.measure_fma(isa, 1) > 0 else ()
+    return Limits(threads, isa, reads, flops, cache, precision)

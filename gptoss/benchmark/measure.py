@@ -9,7 +9,6 @@ import statistics
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -272,14 +271,9 @@ class Benchmark:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._generators.clear()
-        self.model.__exit__(kind, error, trace)
+        self.model.__exit__(None, None, None)
 
     def measure(self, test: Test, repetitions: int = 5, progress: Progress | None = None) -> Result:
         """Warms up, then times the test `repetitions` times; each has random tokens of its own.

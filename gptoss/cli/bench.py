@@ -324,8 +324,8 @@ def run(
     that were chosen, others not) and of keys and values, shared among the tokens of a pass; and at
     least its FLOP / FMA peak: of the matrix products, attention left out. Both limits are
     measured in the same run with the same threads: plain vector loads over memory larger than the
-    caches, and independent float32 multiply-adds, the best round of each. "reached" is the median's
-    share of the nearer limit. The model's own counters, not estimates, give bytes and FLOP. With a
+    caches, and independent multiply-adds at the precision, the best round of each. "reached" is the
+    median's share of the nearer limit. Bytes and FLOP are the model's own counters, no estimates. With a
     --device other than the CPU no limit is measured, and none is shown.
     """
     tests = make_tests(

@@ -48,7 +48,8 @@ def _limit_line(limits: Limits | None) -> str:
         return "limits are measured on CPUs only: none are shown for a GPU"
     line = f"limits measured in this run: reads {limits.bytes_per_second / 1e9:.1f} GB/s"
     peak = limits.flops_per_second
-    return line + (f", float32 FMA {peak / 1e9:.0f} GFLOP/s" if peak else "")
+    kind = "float32" if limits.precision == "fp32" else limits.precision
+    return line + (f", {kind} FMA {peak / 1e9:.0f} GFLOP/s" if peak else "")
 
 
 def _speed_table(results: tuple[Result, ...]) -> Table:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -91,20 +92,20 @@ def run(
     With --text both models then read a text, and what B's errors do to its predictions is shown, as
     gptoss perplexity --model B --reference A shows it.
     """
-    words = None if text is None else perplexity.read_text(text)
-    with console.progress_bar("comparing", unit="bytes") as progress:
-        errors = gptoss.compare(a, b, threads=threads, progress=progress)
-    if not as_json:
-        _print(errors, tensors)
-    outcome = None
-    if text is not None and words is not None:
-        facts, statistics = perplexity.evaluate(
-            text, words, b, a, context, threads=threads, quiet=as_json
-        )
-        outcome = facts | statistics.as_dict()
+    with nullcontext() if text is None else perplexity.open_text(text) as pieces:
+        with console.progress_bar("comparing", unit="bytes") as progress:
+            errors = gptoss.compare(a, b, threads=threads, progress=progress)
         if not as_json:
-            print()
-            perplexity.show(statistics)
+            _print(errors, tensors)
+        outcome = None
+        if text is not None and pieces is not None:
+            facts, statistics = perplexity.evaluate(
+                text, pieces, b, a, context, threads=threads, quiet=as_json
+            )
+            outcome = facts | statistics.as_dict()
+            if not as_json:
+                print()
+                perplexity.show(statistics)
     if as_json:
         weights = [dataclasses.asdict(error) for error in errors]
         print(json.dumps({"weights": weights, "text": outcome}, indent=2))

@@ -1,10 +1,11 @@
 """`gptoss perplexity`: how well a model predicts a text, and how far it is from another one."""
 
+import codecs
 import json
 import sys
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Annotated, Any, BinaryIO
 
 import typer
 from rich.text import Text
@@ -12,8 +13,10 @@ from rich.text import Text
 import gptoss
 from gptoss.cli import console, options
 from gptoss.cli.generate import require_tokenizer
-from gptoss.perplexity import Chunks, Estimate, Statistics
-from gptoss.score import Scorer, text_ids
+from gptoss.perplexity import Chunks, Estimate, Statistics, encode_pieces
+from gptoss.score import Scorer
+
+_PIECE_BYTES = 1 << 16
 
 EXAMPLES = (
     "gptoss perplexity wiki.test.raw --model ~/models/gpt-oss-20b",
@@ -23,23 +26,45 @@ EXAMPLES = (
 )
 
 
-def read_text(file: str) -> str:
-    """A file's text, of standard input for "-"; one final newline is dropped."""
+@contextmanager
+def open_text(file: str) -> Iterator[Iterator[str]]:
+    """A file's text, of standard input for "-", in pieces; one final newline is dropped."""
+    if file == "-":
+        yield _read_pieces(sys.stdin.buffer, file)
+    else:
+        with open(file, "rb") as stream:
+            yield _read_pieces(stream, file)
+
+
+def _read_pieces(stream: BinaryIO, file: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset, newline, is_empty = 0, "", True
+    while data := stream.read(_PIECE_BYTES):
+        text = newline + _decode(decoder, data, offset, file)
+        offset += len(data)
+        piece = text.removesuffix("\n")
+        newline = text[len(piece) :]  # final, or of the next piece
+        is_empty &= not piece
+        yield piece
+    _decode(decoder, b"", offset, file)
+    if is_empty:
+        raise gptoss.FormatError(f"{file}: the file is empty", file=file)
+
+
+def _decode(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, file: str) -> str:
+    """The characters that data completes, no data being the end of the file."""
+    kept, _ = decoder.getstate()
     try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        text = data.decode("utf-8").removesuffix("\n")
+        return decoder.decode(data, final=not data)
     except UnicodeDecodeError as error:
-        byte = error.object[error.start]
+        byte, place = error.object[error.start], offset - len(kept) + error.start
         raise gptoss.FormatError(
-            f"{file}: not UTF-8 text: byte 0x{byte:02x} at offset {error.start}",
+            f"{file}: not UTF-8 text: byte 0x{byte:02x} at offset {place}",
             file=file,
-            offset=error.start,
+            offset=place,
             expected="UTF-8",
             found=f"byte 0x{byte:02x}",
         ) from None
-    if not text:
-        raise gptoss.FormatError(f"{file}: the file is empty", file=file)
-    return text
 
 
 def require_positions(size: int, models: list[gptoss.Model]) -> None:
@@ -80,7 +105,7 @@ def measure(scorer: Scorer, chunks: Chunks, tokens: Any, has_bos: bool) -> Stati
 
 def evaluate(
     file: str,
-    text: str,
+    text: Iterable[str],
     model: str,
     reference: str | None,
     context: int = 512,
@@ -91,15 +116,15 @@ def evaluate(
     quiet: bool = False,
     **how: Any,
 ) -> tuple[dict[str, Any], Statistics]:
-    """Opens the models and measures the file's text; what was measured, as JSON types, and the
-    outcome. how: of both models."""
+    """Opens the models and measures the file's text, in pieces; what was measured, as JSON types,
+    and the outcome. how: of both models."""
     with ExitStack() as stack:
         handle = stack.enter_context(options.open_model(model, adapters=adapters or [], **how))
-        require_tokenizer(handle)
+        tokenizer = require_tokenizer(handle)
         other = None
         if reference is not None:
             other = stack.enter_context(options.open_model(reference, **how))
-        tokens, has_bos = text_ids(handle, text, other)
+        tokens, has_bos = encode_pieces(tokenizer, text, None if other is None else other.tokenizer)
         cut = Chunks.cut(len(tokens), context, stride, chunks)
         require_positions(cut.size, [handle] if other is None else [handle, other])
         facts = {
@@ -229,22 +254,23 @@ def run(
     """
     if stride is not None and stride > context:
         raise typer.BadParameter(f"--stride {stride} is more than --context {context}")
-    facts, statistics = evaluate(
-        file,
-        read_text(file),
-        model,
-        reference,
-        context,
-        stride,
-        chunks,
-        options.adapters(adapter),
-        kv,
-        quiet=as_json,
-        device=device,
-        threads=threads,
-        isa=isa,
-        precision=precision,
-    )
+    with open_text(file) as text:
+        facts, statistics = evaluate(
+            file,
+            text,
+            model,
+            reference,
+            context,
+            stride,
+            chunks,
+            options.adapters(adapter),
+            kv,
+            quiet=as_json,
+            device=device,
+            threads=threads,
+            isa=isa,
+            precision=precision,
+        )
     if as_json:
         print(json.dumps(facts | statistics.as_dict(), indent=2))
     else:

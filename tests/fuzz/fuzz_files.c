@@ -1,4 +1,4 @@
-/* libFuzzer opens damaged model files; scripts/fuzz builds and runs it.
+/* libFuzzer opens damaged model files; scripts/fuzz builds it, run beside this file runs it.
  *
  * The input becomes the file that FUZZ_FILE names, in a directory whose other file, if the format
  * has one, is good:
@@ -9,7 +9,8 @@
  *
  * Whatever the bytes are, opening either fails with a sentence or gives a model that can be
  * verified and, if it has sane numbers, fed a token. The rest is the sanitizers' and the limits of
- * time and memory. FUZZ_SEEDS names the directory of the seeds, which holds the good files. */
+ * time and memory. FUZZ_SEEDS names the directory of the seeds, which holds the good files;
+ * FUZZ_DIRECTORY one that each process makes its own in, for who runs it to remove. */
 #include <assert.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -57,23 +58,11 @@ static void copy_good_file(const char *name) {
     write_file(path, bytes, num_bytes);
 }
 
-static void remove_directory(void) {
-    static const char *const names[] = {"model.gguf", "model.safetensors", "config.json"};
-    char path[300];
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; ++i) {
-        snprintf(path, sizeof path, "%s/%s", directory, names[i]);
-        unlink(path);
-    }
-    rmdir(directory);
-}
-
 int LLVMFuzzerInitialize(int *num_arguments, char ***arguments);
 int LLVMFuzzerInitialize(int *num_arguments, char ***arguments) {
     (void)num_arguments, (void)arguments;
-    bool in_memory = access("/dev/shm", W_OK) == 0;
-    snprintf(directory, sizeof directory, "%s/gptoss_fuzz_XXXXXX", in_memory ? "/dev/shm" : "/tmp");
+    snprintf(directory, sizeof directory, "%s/XXXXXX", setting("FUZZ_DIRECTORY"));
     assert(mkdtemp(directory) != NULL);
-    atexit(remove_directory);
     const char *name = setting("FUZZ_FILE");
     bool is_gguf = strcmp(name, "model.gguf") == 0;
     if (!is_gguf) {
