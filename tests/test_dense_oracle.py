@@ -28,6 +28,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 
 
 def oracle_logits(directory: Path, tokens: list[int]) -> Any:
@@ -50,6 +51,8 @@ def oracle_logits(directory: Path, tokens: list[int]) -> Any:
         Llama(hidden_size=40, num_heads=5, num_kv_heads=1, tied=True, intermediate_size=37),
         Llama(attention_bias=True, mlp_bias=True, eps=1e-3, rope_theta=500000.0),
         Llama(rope={"rope_type": "linear", "factor": 3.0}),
+        Llama(rope=YARN, max_positions=256),
+        Llama(rope=YARN | {"truncate": False, "attention_factor": 1.3}, max_positions=256),
         Llama(rope=LLAMA3, rope_key="rope_parameters", max_positions=512),
         Gpt2(),
         Gpt2(hidden_size=45, num_heads=5, intermediate_size=33, eps=1e-3),

@@ -170,7 +170,8 @@ static void look_at_tensors(const struct gptoss_checkpoint *checkpoint,
         return;
     config->attention_bias = gptoss_checkpoint_find(checkpoint, "blk.0.attn_q.bias") != NULL;
     config->mlp_bias = gptoss_checkpoint_find(checkpoint, "blk.0.ffn_gate.bias") != NULL;
-    if (gptoss_checkpoint_find(checkpoint, "rope_freqs.weight") != NULL)
+    if (config->rope_scaling != GPTOSS_ROPE_YARN &&
+        gptoss_checkpoint_find(checkpoint, "rope_freqs.weight") != NULL)
         config->rope_scaling = GPTOSS_ROPE_DIVISORS;
 }
 
