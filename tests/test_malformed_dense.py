@@ -38,7 +38,8 @@ NO_YARN = [
     ("yarn_beta_fast", 1.0),
 ]
 GPT2 = Gpt2()
-SOUND = {spec: spec.tensors(np.random.default_rng(0), "F32") for spec in (LLAMA, SCALED, YARN, GPT2)}
+SPECS = (LLAMA, SCALED, YARN, GPT2)
+SOUND = {spec: spec.tensors(np.random.default_rng(0), "F32") for spec in SPECS}
 NO_INTEGER = ["12", 1.5, -1, 0, 2**31, 2**63, 1e300, True, [], {}, [64]]
 NO_NUMBER = ["1", -1.0, 0.0, 1e300, False, [], {}]
 
