@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss import blocks
-from gptoss.conversion import F32_ENDS, Planned, Progress, Report, gguf_format, write_planned
+from gptoss.conversion import Planned, Progress, Report, gguf_format, write_planned
 from gptoss.errors import ArgumentError, did_you_mean, refuse_unknown_options
 from gptoss.model import BLOCKS
-from gptoss.weights import Source, Weight
+from gptoss.weights import F32_ENDS, Source, Weight
 
 FORMATS = blocks.ENCODED
-# Small, and sensitive: kept unless a rule names them.
-_KEPT = (*F32_ENDS, "position_embd.weight")
 _FALLBACK, _LAST_RESORT = "Q8_0", "BF16"
 
 
@@ -73,9 +71,9 @@ def quantize(
 ) -> Report:
     """Writes a GGUF file with the matrices of a model in another format.
 
-    Norms, biases, sinks and routers stay as they are, and so do blocks that take no more bits than
-    the type: the MXFP4 experts of gpt-oss under any type but one that rules give them. A matrix
-    whose width is no multiple of the type's block is stored as Q8_0, and as BF16 if 32 does not
+    Norms, biases, sinks, routers and learned positions stay as they are, and so do blocks that take
+    no more bits than the type: the MXFP4 experts of gpt-oss under any type but one that rules give
+    them. A matrix whose width is no multiple of the type's block is stored as Q8_0, and as BF16 if 32 does not
     divide it either. The report's notes tell all of this.
 
     Args:
@@ -141,7 +139,7 @@ def _planned(
     rule = next((rule for rule in rules if rule.applies(weight)), None)
     as_is = gguf_format(files, weight)
     is_known = weight.format in blocks.PLAIN or weight.format in BLOCKS
-    if rule is None and (not is_known or not _is_matrix(weight) or weight.name.endswith(_KEPT)):
+    if rule is None and (not is_known or not _is_matrix(weight) or weight.name.endswith(F32_ENDS)):
         return Planned(weight, as_is)
     wanted = format if rule is None else rule.format
     chosen, width = _that_fits(wanted, weight.shape[-1]), weight.shape[-1]

@@ -23,8 +23,8 @@ def run(
         str,
         typer.Option(
             metavar="TYPE",
-            help=f"Format of the matrices: {', '.join(FORMATS)}. Norms, biases, sinks and routers "
-            "stay, and so do blocks that take no more bits already.",
+            help=f"Format of the matrices: {', '.join(FORMATS)}. Norms, biases, sinks, "
+            "routers and positions stay, and so do blocks that take no more bits already.",
         ),
     ] = "Q8_0",
     rule: Annotated[
