@@ -73,8 +73,8 @@ def quantize(
 
     Norms, biases, sinks, routers and learned positions stay as they are, and so do blocks that take
     no more bits than the type: the MXFP4 experts of gpt-oss under any type but one that rules give
-    them. A matrix whose width is no multiple of the type's block is stored as Q8_0, and as BF16 if 32 does not
-    divide it either. The report's notes tell all of this.
+    them. A matrix whose width is no multiple of the type's block is stored as Q8_0, and as BF16 if
+    32 does not divide it either. The report's notes tell all of this.
 
     Args:
         source: a model as Model takes it, or a GGUF file of any architecture.
