@@ -83,12 +83,13 @@ def llama3_divisors(config: Config, scaling: dict[str, Any]) -> Divisors:
 
 def _settings_of(config: Config, divisors: Divisors) -> dict[str, Any]:
     largest = float(divisors.max())
-    for factor, positions in itertools.product((largest, *_FACTORS), _POSITIONS):
+    # Others compute them in float32, to a few units of the last place.
+    for tolerance, factor, positions in itertools.product(
+        (0, 1e-5) if config.rope_factor == 1 else (), (largest, *_FACTORS), _POSITIONS
+    ):
         scaling = _llama3(factor, _LOW, _HIGH, positions)
-        # Others compute them in float32.
-        if config.rope_factor == 1 and np.allclose(
-            llama3_divisors(config, scaling), divisors, rtol=1e-5, atol=0
-        ):
+        found = llama3_divisors(config, scaling)
+        if np.allclose(found, divisors, rtol=tolerance, atol=0):
             return scaling
     raise UnsupportedError(
         "config.json cannot say how rope_freqs.weight scales positions: it is not Llama 3's "

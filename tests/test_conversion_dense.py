@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import models
 import numpy as np
 import pytest
 from dense_models import Gpt2, Llama, Spec, encode_gguf, write_gguf, write_hf
-from hypothesis import assume, given
+from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 from support import assert_same_bits, open_generator, random_tokens
 from test_conversion import assert_same_tensors, gguf_tensors, leftovers, run
+from test_dense_reference import gpt2s, llamas
 from test_tokenizer_gguf import (
     PIECE_TEXTS,
     TEXTS,
@@ -107,6 +109,30 @@ def test_gguf_and_back(tmp_path: Path, name: str, dtype: str, seed: int) -> None
         if key == "rope_scaling" and value is not None and value["rope_type"] == "yarn":
             value = value | {"truncate": True}
         assert written[key] == value, key
+
+
+@settings(max_examples=40)
+@given(
+    spec=llamas() | gpt2s(),
+    dtype=st.sampled_from(["F32", "F16", "BF16"]),
+    shard_bytes=st.sampled_from([None, 10_000, 100_000]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_model_and_back(spec: Spec, dtype: str, shard_bytes: int | None, seed: int) -> None:
+    note(json.dumps(spec.config()))
+    if isinstance(spec, Gpt2):
+        spec = replace(spec, prefix="transformer.")
+    elif spec.rope is not None and spec.rope["rope_type"] == "llama3":
+        spec = replace(spec, rope=spec.rope | {"low_freq_factor": 1.0, "high_freq_factor": 4.0})
+        divisors = set(spec.divisors().tolist())
+        assume(spec.rope["factor"] in divisors or divisors == {1.0})
+    with tempfile.TemporaryDirectory() as name:
+        hf = write_hf(Path(name) / "hf", spec, np.random.default_rng(seed), dtype)
+        file, back = Path(name) / "m.gguf", Path(name) / "back"
+        gptoss.convert(hf, file)
+        gptoss.convert(file, back, max_shard_size=shard_bytes)
+        assert_same_tensors(hf, back)
+        assert_same_bits(logits_of(back, seed), logits_of(hf, seed))
 
 
 @every_spec
