@@ -125,15 +125,16 @@ def _scaling_values(config: Config) -> dict[str, tuple[int, Any]]:
     }
     if config.rope_scaling == "linear":
         return values
-    factor = rope.yarn_attention_factor(config)
-    if not config.rope_truncate or not math.isclose(config.rope_attention_factor, factor):
-        raise UnsupportedError(
-            "GGUF cannot say that YaRN does not truncate, nor that its attention factor is "
-            f"{config.rope_attention_factor}: of llama it always truncates, and {factor} follows "
-            "from the scaling factor",
-            expected=f"truncate: true, attention_factor: {factor}",
-            found=f"truncate: {config.rope_truncate}, {config.rope_attention_factor}",
-        )
+    for what, found, expected in (
+        ("truncate", config.rope_truncate, True),
+        ("attention_factor", config.rope_attention_factor, rope.yarn_attention_factor(config)),
+    ):
+        if not math.isclose(found, expected):
+            raise UnsupportedError(
+                f"GGUF cannot say that {what} of YaRN is {found}: of llama it is always {expected}",
+                expected=str(expected),
+                found=str(found),
+            )
     return values | {
         "rope.scaling.original_context_length": (_UINT32, config.rope_original_positions),
         "rope.scaling.yarn_beta_fast": (_FLOAT32, config.rope_beta_fast),
