@@ -16,7 +16,7 @@
 /* Weights as the checkpoint holds them: num_matrices (1, or one an expert) matrices of num_rows
  * outputs and num_columns inputs, matrix_bytes apart. transposed: stored [inputs][outputs].
  * num_stored: outputs of the transposed matrix that these are a slice of, 0: it is whole. scales:
- * MXFP4 only (not MXFP4_GGUF), one byte a 32-column block. */
+ * of MXFP4 (not MXFP4_GGUF), MXFP6 and MXFP8, one byte a 32-column block. */
 struct gptoss_low_rank;
 struct gptoss_weight {
     enum gptoss_dtype dtype;

@@ -81,7 +81,12 @@ enum gptoss_dtype {
     GPTOSS_DTYPE_Q3_K = 23,
     GPTOSS_DTYPE_Q4_K = 24,
     GPTOSS_DTYPE_Q5_K = 25,
-    GPTOSS_DTYPE_Q6_K = 26
+    GPTOSS_DTYPE_Q6_K = 26,
+    /* As MXFP4: codes in 32-element blocks, of 24 and 32 bytes, and a plane of E8M0 scales. */
+    GPTOSS_DTYPE_MXFP6_E2M3 = 27,
+    GPTOSS_DTYPE_MXFP6_E3M2 = 28,
+    GPTOSS_DTYPE_MXFP8_E4M3 = 29,
+    GPTOSS_DTYPE_MXFP8_E5M2 = 30
 };
 
 enum gptoss_rope_scaling {
@@ -120,6 +125,9 @@ struct gptoss_config {
 struct gptoss_tensor {
     const char *name;
     enum gptoss_dtype dtype;
+    /* dtype, but of NAME_blocks, the codes of weights whose scales are NAME_scales, their format:
+     * MXFP4, MXFP8_E4M3, ... as the configuration has it. */
+    enum gptoss_dtype weight_dtype;
     int32_t num_dims;
     int64_t shape[GPTOSS_MAX_DIMS];
     const void *data;
@@ -270,8 +278,8 @@ const struct gptoss_tensor *gptoss_model_find_tensor(const struct gptoss_model *
 /* The files; they belong to the model. */
 const struct gptoss_checkpoint *gptoss_model_checkpoint(const struct gptoss_model *model);
 
-/* Reads every weight once, of block formats the scales: MXFP4 scales of 0xFF, NaN and infinite
- * values fail with GPTOSS_ERROR_FORMAT. */
+/* Reads every weight once, of block formats the scales: MX scales of 0xFF, NaN and infinite values
+ * fail with GPTOSS_ERROR_FORMAT. */
 enum gptoss_status gptoss_model_verify(struct gptoss_model *model, gptoss_poll_fn poll, void *user,
                                        struct gptoss_error *error);
 

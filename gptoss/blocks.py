@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from gptoss import _core
 from gptoss.errors import ArgumentError, NumericError, did_you_mean
-from gptoss.model import BLOCKS, DTYPES
+from gptoss.model import BLOCKS, DTYPES, PLANES
 from gptoss.write_gguf import pack_mxfp4
 
 Array = npt.NDArray[Any]
@@ -28,8 +28,10 @@ ENCODED = (*PLAIN, "Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_1", "Q4_K", "Q4_0
 
 
 def block_of(format: str) -> tuple[int, int]:
-    """Elements and bytes of a block; (1, bytes) of F32, F16 and BF16."""
-    return (1, DTYPES[format].itemsize) if format in PLAIN else BLOCKS[format]
+    """Elements and bytes of a block, its scale included; (1, bytes) of F32, F16 and BF16."""
+    if format in PLAIN:
+        return 1, DTYPES[format].itemsize
+    return BLOCKS[format] if format in BLOCKS else (32, PLANES[format] + 1)
 
 
 def encode(values: npt.ArrayLike, format: str) -> Array:

@@ -22,7 +22,7 @@ import numpy as np
 
 from gptoss import dense, write_gguf
 from gptoss.errors import ArgumentError, UnsupportedError, refuse_unknown_options
-from gptoss.model import Config, Model
+from gptoss.model import PLANES, Config, Model
 from gptoss.output import check_output, complete_file, parse_size
 from gptoss.rope import yarn_attention_factor
 from gptoss.weights import F32_ENDS, Array, Source, Weight, in_order
@@ -65,11 +65,12 @@ def convert(
     """Writes a model of gpt-oss, llama or gpt2 in another layout.
 
     To GGUF, matrices and experts keep their format, MXFP4 in llama.cpp's order of nibbles; norms,
-    biases, sinks, routers and learned positions become F32, which llama.cpp demands; the tokenizer
-    becomes metadata, and from GGUF tokenizer.json again. To Hugging Face's layout, F32 becomes BF16
-    where that changes no value, and what is not a matrix the embedding's format; blocks that the
-    layout does not know are decoded and rounded to BF16. Hugging Face to GGUF and back gives the
-    same bytes in every tensor.
+    biases, sinks, routers and learned positions become F32, which llama.cpp demands, and MXFP6 and
+    MXFP8, which no type of GGUF holds, BF16; the tokenizer becomes metadata, and from GGUF
+    tokenizer.json again. To Hugging Face's layout, F32 becomes BF16 where that changes no value,
+    and what is not a matrix the embedding's format; blocks that the layout does not know are
+    decoded and rounded to BF16. Hugging Face to GGUF and back gives the same bytes in every tensor,
+    but of MXFP6, MXFP8 and, outside experts, MXFP4.
 
     Args:
         source: a model as Model takes it: a directory in Hugging Face's or the original layout, a
@@ -90,42 +91,65 @@ def convert(
     to = to or ("gguf" if target.suffix == ".gguf" else "hf")
     if to not in LAYOUTS:
         raise ArgumentError(f"to must be 'gguf' or 'hf', not {to!r}")
-    if to == "gguf" and max_shard_size is not None:
-        raise ArgumentError("max_shard_size is for Hugging Face's layout; a GGUF file is one")
-    shard_bytes = parse_size("5GB" if max_shard_size is None else max_shard_size)
+    shard_bytes = require_shard_bytes(max_shard_size, to)
     files = Source(source)
     if to == "hf":
-        return _to_hugging_face(files, target, shard_bytes, force, threads, progress)
+        return to_hugging_face(files, target, shard_bytes, force, threads, progress)
     weights = files.weights()
     plan = [Planned(weight, gguf_format(files, weight)) for weight in weights]
-    return write_planned(files, plan, target, force, threads, progress, notes=())
+    return write_planned(files, plan, target, force, threads, progress, notes=_decoded(plan))
 
 
-def _to_hugging_face(
+def require_shard_bytes(max_shard_size: int | str | None, to: str) -> int:
+    """What a file of weights holds at most. ArgumentError."""
+    if to == "gguf" and max_shard_size is not None:
+        raise ArgumentError("max_shard_size is for Hugging Face's layout; a GGUF file is one")
+    return parse_size("5GB" if max_shard_size is None else max_shard_size)
+
+
+def to_hugging_face(
     files: Source,
     output: Path,
     shard_bytes: int,
     force: bool,
     threads: int | None,
     progress: Progress | None,
+    weights: Sequence[Weight] | None = None,
 ) -> Report:
+    """weights: those of files with their targets, by default as they are."""
     with Model(files.path, threads=1) as model:
         config, tokenizer = model.config, model.tokenizer
+    weights = files.weights() if weights is None else weights
     formats, num_bytes, notes = write_hugging_face(
-        files, config, tokenizer, output, shard_bytes, force, threads, progress
+        files, weights, config, tokenizer, output, shard_bytes, force, threads, progress
     )
-    source_bytes = sum(weight.num_bytes for weight in files.weights())
+    source_bytes = sum(weight.num_bytes for weight in weights)
     return Report(output, formats, source_bytes, num_bytes, notes)
 
 
 # ---- GGUF ----
 
 
+# Formats that no type of GGUF holds.
+PLANES_ALONE = tuple(format for format in PLANES if format not in TYPES)
+
+
 def gguf_format(files: Source, weight: Weight) -> str:
     """The format of a weight in GGUF if nothing else is asked for."""
     if not files.is_gguf and weight.name.endswith(F32_ENDS):
         return "F32"
-    return weight.format
+    return "BF16" if weight.format in PLANES_ALONE else weight.format
+
+
+def _decoded(plan: Sequence[Planned]) -> tuple[str, ...]:
+    """Notes on weights that no type of GGUF holds. BF16 has all values of MXFP6 and MXFP8."""
+    formats = Counter(
+        p.weight.format for p in plan if p.weight.format in PLANES_ALONE and p.type == "BF16"
+    )
+    return tuple(
+        f"weights of {format}, which GGUF has no type for, become BF16 ({count} tensors)"
+        for format, count in formats.items()
+    )
 
 
 @dataclass(frozen=True)

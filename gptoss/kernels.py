@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss import _core
-from gptoss.model import BLOCKS
+from gptoss.model import BLOCKS, PLANES
 
 Float32 = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -24,7 +24,7 @@ TILE_TOKENS = 6
 MAX_TILES = 16
 MAX_VECTORS = 4
 LANES_PER_SCALE = 4
-BLOCK = 32  # weights that share a scale in MXFP4
+BLOCK = 32  # weights that share a scale in the MX formats
 
 SCALED_LAYOUTS = ("mxfp4", "mxfp4_gguf")
 # Where the f16 scales of a block begin, in the formats of GGUF that count as float32.
@@ -40,10 +40,13 @@ HALVES = {
     "q5_k": (0, 2),
     "q6_k": (208,),
 }
+# Bytes of a block's codes where they and the E8M0 scales are apart.
+PLANE_BYTES = {name.lower(): block_bytes for name, block_bytes in PLANES.items()}
 LAYOUTS = (
     *("f32", "f16", "bf16", "f32_transposed", "f16_transposed", "bf16_transposed"),
     *SCALED_LAYOUTS,
     *HALVES,
+    *(layout for layout in PLANE_BYTES if layout not in SCALED_LAYOUTS),
 )
 
 # What rounding, overflow and signs of zero go wrong with; the last three are not finite.
@@ -54,7 +57,9 @@ SPECIAL = np.array(
 
 def block(layout: str) -> int:
     """Elements of a block, of which a row has a whole number."""
-    return BLOCKS[layout.upper()][0] if layout in HALVES else BLOCK if is_scaled(layout) else 1
+    if layout in HALVES:
+        return BLOCKS[layout.upper()][0]
+    return BLOCK if is_scaled(layout) or layout in PLANE_BYTES else 1
 
 
 def is_scaled(layout: str) -> bool:
@@ -82,7 +87,7 @@ def num_groups(num_columns: int, layout: str) -> int:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix in memory; scales is empty but for mxfp4."""
+    """A weight matrix in memory; scales is empty but for layouts of two planes."""
 
     layout: str
     num_rows: int
@@ -123,8 +128,8 @@ def random_matrix(
 
     padding, offset: bytes between rows and in front of the first, of data and of scales.
     """
-    if is_scaled(layout):
-        return _random_mxfp4(rng, layout, num_rows, num_columns, special, padding, offset)
+    if is_scaled(layout) or layout in PLANE_BYTES:
+        return _random_mx(rng, layout, num_rows, num_columns, special, padding, offset)
     if layout in HALVES:
         blocks = random_blocks(rng, layout, (num_rows, num_columns // block(layout)), special)
         return _in_one_plane(layout, num_columns, blocks, padding, offset)
@@ -168,7 +173,7 @@ def _in_one_plane(
     return Matrix(layout, num_rows, num_columns, row_bytes, 0, data, np.zeros(0, np.uint8))
 
 
-def _random_mxfp4(
+def _random_mx(
     rng: np.random.Generator,
     layout: str,
     num_rows: int,
@@ -178,8 +183,12 @@ def _random_mxfp4(
     offset: int,
 ) -> Matrix:
     shape = (num_rows, num_columns // BLOCK)
-    codes = rng.integers(0, 256, (*shape, BLOCK // 2), np.uint8)
+    codes = rng.integers(0, 256, (*shape, PLANE_BYTES.get(layout, BLOCK // 2)), np.uint8)
     exponents = rng.integers(118, 130, shape, np.uint8)
+    if layout.startswith("mxfp8"):  # few NaN and infinite ones
+        codes &= np.where(special & (rng.random(codes.shape) < 2 / num_columns), 0xFF, 0xBF).astype(
+            np.uint8
+        )
     if special:
         low = rng.integers(0, 4, shape, np.uint8)
         exponents = np.where(rng.random(shape) < 0.5, low, exponents)

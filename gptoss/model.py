@@ -69,6 +69,17 @@ BLOCKS: Mapping[str, tuple[int, int]] = {
 }
 
 
+# Bytes of the codes of a block of 32, of formats with codes and scales in tensors of their own,
+# "X_blocks" and "X_scales", outside GGUF files.
+PLANES: Mapping[str, int] = {
+    "MXFP4": 16,
+    "MXFP6_E2M3": 24,
+    "MXFP6_E3M2": 24,
+    "MXFP8_E4M3": 32,
+    "MXFP8_E5M2": 32,
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """What config.json or the metadata of a GGUF file says, under one set of names. What a family
@@ -123,7 +134,9 @@ class TensorInfo:
     dtype and shape: of its array. format: how the file stores it, "BF16", "U8", "Q4_K"; the block
     formats of GGUF files, "Q8_0", "MXFP4" and "Q4_0" to "Q6_K", are uint8 arrays (..., blocks,
     bytes of a block), each block 32 weights along the last axis, or 256 in the formats whose names
-    end in K. file_offset: of the first byte, in file.
+    end in K. file_offset: of the first byte, in file. weight_format: format, but of "X_blocks", the
+    codes of weights whose scales are "X_scales", what config.json says they are: "MXFP4",
+    "MXFP6_E2M3", "MXFP8_E4M3", ...
     """
 
     name: str
@@ -133,6 +146,7 @@ class TensorInfo:
     file: Path
     file_offset: int
     format: str
+    weight_format: str
 
     @property
     def element_shape(self) -> tuple[int, ...]:
@@ -367,7 +381,7 @@ class Model:
         self._core.reset_profile()
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Reads every weight once. FormatError if one is NaN or infinite, or an MXFP4 scale is the
+        """Reads every weight once. FormatError if one is NaN or infinite, or an MX scale is the
         reserved 0xFF.
 
         progress: called with (done, total) bytes; may raise to stop.
@@ -421,8 +435,10 @@ class Tensors(Mapping[str, Array]):
     def __init__(self, model: Model) -> None:
         self._core = model._core
         infos = [
-            _tensor_info(name, dtype, shape, num_bytes, Path(file), file_offset)
-            for name, dtype, shape, num_bytes, file, file_offset in model._core.tensors()
+            _tensor_info(name, dtype, shape, num_bytes, Path(file), file_offset, weight_dtype)
+            for name, dtype, shape, num_bytes, file, file_offset, weight_dtype in (
+                model._core.tensors()
+            )
         ]
         self._entries = {info.name: (index, info) for index, info in enumerate(infos)}
 
@@ -456,15 +472,22 @@ class Tensors(Mapping[str, Array]):
 
 
 def _tensor_info(
-    name: str, dtype: str, shape: tuple[int, ...], num_bytes: int, file: Path, file_offset: int
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    num_bytes: int,
+    file: Path,
+    file_offset: int,
+    weight_dtype: str,
 ) -> TensorInfo:
-    """dtype by the engine's name; shape in elements."""
+    """dtypes by the engine's names; shape in elements."""
     stored_as = dtype.removesuffix("_GGUF")
+    formats = (stored_as, weight_dtype.removesuffix("_GGUF"))
     if stored_as not in BLOCKS:
-        return TensorInfo(name, DTYPES[dtype], shape, num_bytes, file, file_offset, dtype)
+        return TensorInfo(name, DTYPES[dtype], shape, num_bytes, file, file_offset, *formats)
     elements, block_bytes = BLOCKS[stored_as]
     shape = (*shape[:-1], shape[-1] // elements, block_bytes)
-    return TensorInfo(name, DTYPES["U8"], shape, num_bytes, file, file_offset, stored_as)
+    return TensorInfo(name, DTYPES["U8"], shape, num_bytes, file, file_offset, *formats)
 
 
 class Expert:
@@ -524,7 +547,8 @@ class Expert:
     @property
     def gate_up_blocks(self) -> npt.NDArray[np.uint8] | None:
         """(2 * intermediate_size, hidden_size / 32, 16) MXFP4 codes, two a byte, low nibble first;
-        even rows are gate, odd rows up."""
+        even rows are gate, odd rows up. Of MXFP6 and MXFP8 blocks have 24 and 32 bytes:
+        gptoss.mx.unpack."""
         return self._plane("gate_up_proj_blocks", "mlp1_weight.blocks")
 
     @property
@@ -534,7 +558,7 @@ class Expert:
 
     @property
     def down_blocks(self) -> npt.NDArray[np.uint8] | None:
-        """(hidden_size, intermediate_size / 32, 16) MXFP4 codes."""
+        """(hidden_size, intermediate_size / 32, 16) MXFP4 codes, or as of gate_up_blocks."""
         return self._plane("down_proj_blocks", "mlp2_weight.blocks")
 
     @property

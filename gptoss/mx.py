@@ -5,7 +5,12 @@
 
 A block is 32 neighbours along the last axis, so that axis is a multiple of 32. A code takes one
 byte, whatever its width; FORMATS describes the elements, whose values are those of ml_dtypes of
-the same names. A scale is an E8M0 byte: 2^(byte - 127), and 0xFF is NaN.
+the same names. A scale is an E8M0 byte: 2^(byte - 127), and 0xFF is NaN. In files codes are
+packed; ELEMENTS names the element of each format of weights:
+
+    element = gptoss.mx.ELEMENTS[model.tensor_info("x_blocks").weight_format]
+    codes = gptoss.mx.unpack(model.tensors["x_blocks"], element)
+    values = gptoss.mx.decode(codes, model.tensors["x_scales"], element)
 """
 
 from __future__ import annotations
@@ -49,6 +54,17 @@ class Format:
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {entry[0]: Format(*entry) for entry in _core.mx_formats()}
+)
+
+# Formats of weights, whose codes and scales are "X_blocks" and "X_scales" in safetensors.
+ELEMENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "MXFP4": "e2m1",
+        "MXFP6_E2M3": "e2m3",
+        "MXFP6_E3M2": "e3m2",
+        "MXFP8_E4M3": "e4m3",
+        "MXFP8_E5M2": "e5m2",
+    }
 )
 
 
@@ -103,6 +119,41 @@ def decode(codes: npt.ArrayLike, scales: npt.ArrayLike, element: str) -> npt.NDA
     out = np.empty(shape, np.float32)
     _core.mx_decode(element, code_array, scale_array, out)
     return out
+
+
+def pack(codes: npt.ArrayLike, element: str) -> npt.NDArray[np.uint8]:
+    """Codes as files have them: uint8 (..., n) to (..., n / 32, 4 * bits).
+
+    A block is a string of bits, lowest first: of 4 bits the first code is in the low nibble of the
+    first byte, of 6 bits 4 codes fill 3 bytes. Raises ArgumentError.
+    """
+    bits = _require_format(element).bits
+    array = _bytes("codes", codes)
+    _require_blocks(array.shape)
+    shape = (*array.shape[:-1], array.shape[-1] // BLOCK, 4 * bits)
+    if bits == 8:
+        return array.reshape(shape)
+    if bits == 4:
+        return (array[..., 0::2] | array[..., 1::2] << 4).reshape(shape)
+    fours = array.reshape(-1, 4).astype("<u4")
+    joined = fours[:, 0] | fours[:, 1] << 6 | fours[:, 2] << 12 | fours[:, 3] << 18
+    return np.ascontiguousarray(joined[:, None].view(np.uint8)[:, :3]).reshape(shape)
+
+
+def unpack(blocks: npt.ArrayLike, element: str) -> npt.NDArray[np.uint8]:
+    """The way back from pack: uint8 (..., blocks, 4 * bits) to codes (..., 32 * blocks)."""
+    bits = _require_format(element).bits
+    array = _bytes("blocks", blocks)
+    if array.ndim < 2 or array.shape[-1] != 4 * bits:
+        raise ArgumentError(f"{element} has blocks (..., n, {4 * bits}), not {array.shape}")
+    shape = (*array.shape[:-2], array.shape[-2] * BLOCK)
+    if bits == 8:
+        return array.reshape(shape)
+    if bits == 4:
+        return np.stack([array & 15, array >> 4], axis=-1).reshape(shape)
+    first, second, third = (array.reshape(-1, 3)[:, i] for i in range(3))
+    codes = (first, first >> 6 | second << 2, second >> 4 | third << 4, third >> 2)
+    return (np.stack(codes, axis=-1) & 63).reshape(shape)
 
 
 def encode_f16_scaled(values: npt.ArrayLike, *, exponent_bias: int = 1) -> npt.NDArray[np.uint8]:

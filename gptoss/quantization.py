@@ -1,7 +1,8 @@
-"""Fewer bits for the weights of a model, as a GGUF file.
+"""Fewer bits for the weights of a model, as a GGUF file or in Hugging Face's layout.
 
 gptoss.quantize("demo", "demo-q8.gguf", "Q8_0")
 gptoss.quantize("demo", "small.gguf", "Q4_K", rules=["*_exps.weight=MXFP4", "output.*=Q6_K"])
+gptoss.quantize("demo", "demo-mxfp8", "MXFP8")
 """
 
 from __future__ import annotations
@@ -10,16 +11,29 @@ import fnmatch
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptoss import blocks
-from gptoss.conversion import Planned, Progress, Report, gguf_format, write_planned
+from gptoss.conversion import (
+    LAYOUTS,
+    PLANES_ALONE,
+    Planned,
+    Progress,
+    Report,
+    gguf_format,
+    require_shard_bytes,
+    to_hugging_face,
+    write_planned,
+)
 from gptoss.errors import ArgumentError, did_you_mean, refuse_unknown_options
-from gptoss.model import BLOCKS
+from gptoss.model import BLOCKS, PLANES
 from gptoss.weights import F32_ENDS, Source, Weight
 
-FORMATS = blocks.ENCODED
+FORMATS = blocks.ENCODED  # of GGUF files
+HUGGING_FACE_FORMATS = (*blocks.PLAIN, *PLANES)
+_ALL = (*FORMATS, *PLANES_ALONE)
+_SHORT = {"MXFP6": "MXFP6_E2M3", "MXFP8": "MXFP8_E4M3"}
 _FALLBACK, _LAST_RESORT = "Q8_0", "BF16"
 
 
@@ -50,10 +64,11 @@ def _is_matrix(weight: Weight) -> bool:
 
 
 def require_format(format: str) -> str:
-    """A format that weights can be stored in, in capitals. ArgumentError."""
-    name = format.upper()
-    if name not in FORMATS:
-        hint = did_you_mean(name, FORMATS) or f"; the types are {', '.join(FORMATS)}"
+    """A format that weights can be stored in, in capitals; MXFP6 is MXFP6_E2M3, MXFP8 MXFP8_E4M3.
+    ArgumentError."""
+    name = _SHORT.get(format.upper(), format.upper())
+    if name not in _ALL:
+        hint = did_you_mean(name, _ALL) or f"; the types are {', '.join(_ALL)}"
         raise ArgumentError(f"weights cannot be stored as {format!r}{hint}")
     return name
 
@@ -65,45 +80,91 @@ def quantize(
     type: str,
     *,
     rules: Iterable[str | Rule] = (),
+    to: str | None = None,
+    max_shard_size: int | str | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Writes a GGUF file with the matrices of a model in another format.
+    """Writes a model with its matrices in another format.
 
     Norms, biases, sinks, routers and learned positions stay as they are, and so do blocks that take
     no more bits than the type: the MXFP4 experts of gpt-oss under any type but one that rules give
     them. A matrix whose width is no multiple of the type's block is stored as Q8_0, and as BF16 if
     32 does not divide it either. The report's notes tell all of this.
 
+    MXFP6 (E2M3 and E3M2) and MXFP8 (E4M3 and E5M2) are formats of Hugging Face's layout alone,
+    which can also have MXFP4 and BF16, F16 and F32, and nothing else: what does not fit becomes
+    BF16. There gate and up of experts are one tensor, and have one type.
+
     Args:
         source: a model as Model takes it, or a GGUF file of any architecture.
-        output: the .gguf file to be made.
-        type: one of FORMATS.
+        output: the .gguf file, or the directory, to be made.
+        type: one of FORMATS; MXFP6_E2M3 ("MXFP6" for short), MXFP6_E3M2, MXFP8_E4M3 ("MXFP8"),
+            MXFP8_E5M2.
         rules: "GLOB=TYPE" for the names of llama.cpp's ("blk.0.attn_q.weight"), before the type;
             the first that matches counts. Rules with a block format are for matrices alone, routers
             included; norms, biases and sinks can be F32, F16 or BF16.
-        force, threads, progress: as of gptoss.convert.
+        to: "gguf" or "hf"; by default "hf" if MXFP6 or MXFP8 is asked for, else "gguf".
+        max_shard_size, force, threads, progress: as of gptoss.convert.
 
     Raises ArgumentError, also for a rule that matches nothing; FileError, FormatError;
     NumericError for weights that the type cannot hold. Nothing is left behind then.
     """
     parsed = [rule if isinstance(rule, Rule) else Rule.parse(rule) for rule in rules]
     format = require_format(type)
+    target = Path(output).expanduser()
+    is_gguf = _layout(to, target, [format, *(rule.format for rule in parsed)]) == "gguf"
+    shard_bytes = require_shard_bytes(max_shard_size, "gguf" if is_gguf else "hf")
     files = Source(source)
     weights = files.weights()
     check_rules(parsed, weights)
     notes: Counter[str] = Counter()
-    plan = [_planned(files, weight, parsed, format, notes) for weight in weights]
-    return write_planned(
-        files,
-        plan,
-        Path(output).expanduser(),
-        force,
-        threads,
-        progress,
-        tuple(f"{note} ({count} of {len(plan)} weights)" for note, count in notes.items()),
-    )
+    chosen = [_choose(weight, parsed, format, notes, is_gguf) for weight in weights]
+    remarks = tuple(f"{note} ({count} of {len(chosen)} weights)" for note, count in notes.items())
+    if is_gguf:
+        plan = [
+            Planned(weight, type_ or gguf_format(files, weight))
+            for weight, type_ in zip(weights, chosen, strict=True)
+        ]
+        return write_planned(files, plan, target, force, threads, progress, remarks)
+    weights = [replace(w, target=type_) for w, type_ in zip(weights, chosen, strict=True)]
+    _check_pairs(weights)
+    report = to_hugging_face(files, target, shard_bytes, force, threads, progress, weights)
+    return replace(report, notes=(*remarks, *report.notes))
+
+
+def _layout(to: str | None, output: Path, formats: Sequence[str]) -> str:
+    """ "gguf" or "hf", which has all of the formats. ArgumentError."""
+    alone = [format for format in formats if format in PLANES_ALONE]
+    layout = to or ("hf" if alone else "gguf")
+    if layout not in LAYOUTS:
+        raise ArgumentError(f"to must be 'gguf' or 'hf', not {to!r}")
+    if alone and (layout == "gguf" or output.suffix == ".gguf"):
+        raise ArgumentError(
+            f"no type of GGUF holds {alone[0]}: it is stored in Hugging Face's layout, so name a "
+            f"directory, not {str(output)!r}"
+        )
+    for format in formats:
+        if layout == "hf" and format not in HUGGING_FACE_FORMATS:
+            raise ArgumentError(
+                f"{format} is a format of GGUF files; Hugging Face's layout can have "
+                f"{', '.join(HUGGING_FACE_FORMATS)}"
+            )
+    return layout
+
+
+def _check_pairs(weights: Sequence[Weight]) -> None:
+    """ArgumentError if gate and up of experts are to differ in format."""
+    targets = {weight.name: weight.target for weight in weights}
+    for name, target in targets.items():
+        up = name.replace("ffn_gate_exps.", "ffn_up_exps.")
+        if targets.get(up, target) != target:
+            raise ArgumentError(
+                f"gate and up of experts are one tensor in Hugging Face's layout, but {name} is to "
+                f"be {target or 'as it is'} and {up} {targets[up] or 'as it is'}: give both one "
+                "type, as by the rule 'blk.*.ffn_[gu]*_exps.weight=TYPE'"
+            )
 
 
 def check_rules(rules: Sequence[Rule], weights: Sequence[Weight]) -> None:
@@ -133,33 +194,33 @@ def bits(format: str) -> float:
     return 8 * block_bytes / elements
 
 
-def _planned(
-    files: Source, weight: Weight, rules: Sequence[Rule], format: str, notes: Counter[str]
-) -> Planned:
+def _choose(
+    weight: Weight, rules: Sequence[Rule], format: str, notes: Counter[str], is_gguf: bool
+) -> str | None:
+    """The format to store a weight in; None: whatever the layout has it in unasked."""
     rule = next((rule for rule in rules if rule.applies(weight)), None)
-    as_is = gguf_format(files, weight)
-    is_known = weight.format in blocks.PLAIN or weight.format in BLOCKS
+    is_known = weight.format in (*blocks.PLAIN, *BLOCKS, *PLANES)
     if rule is None and (not is_known or not _is_matrix(weight) or weight.name.endswith(F32_ENDS)):
-        return Planned(weight, as_is)
+        return None
     wanted = format if rule is None else rule.format
-    chosen, width = _that_fits(wanted, weight.shape[-1]), weight.shape[-1]
+    chosen, width = _that_fits(wanted, weight.shape[-1], is_gguf), weight.shape[-1]
     block = blocks.block_of(wanted)[0]
-    is_packed = weight.format in BLOCKS
+    is_packed = weight.format in (BLOCKS if is_gguf else PLANES)
     if is_packed and (rule is None or chosen != wanted) and bits(weight.format) <= bits(chosen):
         why = f"which takes no more bits than {wanted}"
         if chosen != wanted:
             why = f"as {wanted} has blocks of {block}, and {chosen} would take more bits"
         if weight.format != wanted:
             notes[f"some matrices stay {weight.format}, {why}"] += 1
-        return Planned(weight, weight.format)
+        return weight.format
     if chosen != wanted:
         notes[f"matrices of width {width} become {chosen}, as {wanted} has blocks of {block}"] += 1
-    return Planned(weight, chosen)
+    return chosen
 
 
-def _that_fits(format: str, width: int) -> str:
+def _that_fits(format: str, width: int, is_gguf: bool) -> str:
     """The format, or what takes its place if its blocks do not divide the width."""
-    for candidate in (format, _FALLBACK):
+    for candidate in (format, _FALLBACK) if is_gguf else (format,):
         if width % blocks.block_of(candidate)[0] == 0:
             return candidate
     return _LAST_RESORT

@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from gptoss import _core, blocks, dense, rope
+from gptoss import _core, blocks, dense, mx, rope
 from gptoss.checkpoint import Checkpoint
 from gptoss.errors import FormatError, NumericError, UnsupportedError, require_integer
 from gptoss.model import BLOCKS, DTYPES, Config, Model
@@ -42,8 +43,9 @@ class Weight:
 
     name: llama.cpp's. format: "F32", "BF16", "Q8_0", "MXFP4", ... source: the tensor it is, or is a
     part of, in its file. data: (..., width) of the plain formats, (..., blocks, bytes of a block)
-    of the others; MXFP4 as Hugging Face has it is (..., blocks, 16) and its scales (..., blocks).
+    of the others; in two planes (gptoss.model.PLANES) data are the codes, and scales (..., blocks).
     order: of a matrix or vector, the row of data that each row is; None if they are in order.
+    target: the format that it is to be stored in, where that is decided.
     """
 
     name: str
@@ -52,10 +54,13 @@ class Weight:
     data: Array
     scales: Array | None = None
     order: Array | None = None
+    target: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """In elements, the slowest axis first."""
+        if self.scales is not None:
+            return (*self.data.shape[:-2], self.data.shape[-2] * mx.BLOCK)
         if self.format not in BLOCKS:
             return self.data.shape
         return (*self.data.shape[:-2], self.data.shape[-2] * BLOCKS[self.format][0])
@@ -80,6 +85,9 @@ class Weight:
         scales = None if self.scales is None else self.scales[index]
         return replace(self, data=self.data[index], scales=scales, order=None)
 
+    def _in_order(self) -> Weight:
+        return self if self.order is None else self._part((slice(None),))
+
     def reordered(self, order: Array | None) -> Weight:
         """The weight of which each row is the row of this one that order says."""
         if order is None or self.order is None:
@@ -88,19 +96,34 @@ class Weight:
 
     def floats(self) -> npt.NDArray[np.float32]:
         """Decoded, of its shape."""
-        return blocks.decode(self.blocks(), self.format)
+        weight = self._in_order()
+        if weight.scales is None:
+            return blocks.decode(weight.data, self.format)
+        element = mx.ELEMENTS[self.format]
+        return mx.decode(mx.unpack(weight.data, element), weight.scales, element)
 
     def blocks(self) -> Array:
-        """As GGUF stores it."""
-        if self.order is not None:
-            return self._part((slice(None),)).blocks()
-        return self.data if self.scales is None else blocks.join_mxfp4(self.data, self.scales)
+        """As GGUF stores it, which has no MXFP6 and no MXFP8."""
+        weight = self._in_order()
+        return (
+            weight.data if weight.scales is None else blocks.join_mxfp4(weight.data, weight.scales)
+        )
 
-    def planes(self) -> tuple[Array, Array]:
-        """MXFP4 as Hugging Face stores it: codes (..., blocks, 16) and scales (..., blocks)."""
-        if self.scales is not None:
-            return self.data, self.scales
-        return blocks.split_mxfp4(self.data)
+    def planes(self, format: str) -> tuple[Array, Array]:
+        """In a format of two planes: codes (..., blocks, bytes) and scales (..., blocks); unchanged
+        where that is its own. NumericError names the weight."""
+        if self.format == format:
+            weight = self._in_order()
+            if weight.scales is None:
+                return blocks.split_mxfp4(weight.data)
+            return weight.data, weight.scales
+        codes, scales = mx.encode(self.floats(), mx.ELEMENTS[format], scale="search")
+        if (scales == 0xFF).any():
+            raise NumericError(
+                f"{self.source}: {format} cannot hold values that are not finite",
+                tensor=self.source,
+            )
+        return mx.pack(codes, mx.ELEMENTS[format]), scales
 
     def encoded(self, format: str) -> Array:
         """In a format of GGUF; unchanged where that is its own. NumericError names the weight."""
@@ -160,8 +183,26 @@ class Source(Checkpoint):
             return list(_GptOss(self, config).weights())
         return list(_dense_weights(self, config))
 
+    @cached_property
+    def _plane_formats(self) -> dict[str, str]:
+        """What config.json says that codes are, by the names of their tensors."""
+        with Model(self.path, threads=1) as model:
+            infos = [model.tensor_info(name) for name in model.tensors]
+        return {info.name: info.weight_format for info in infos}
+
+    def _planes(self, name: str, codes: str, scales: str) -> Weight:
+        """Two tensors of the file as the weight of a name."""
+        data, exponents = (self._tensor(name, tensor).data for tensor in (codes, scales))
+        return Weight(name, self._plane_formats[codes], codes, data, exponents)
+
+    def _has(self, source: str) -> bool:
+        """Whether there is a tensor, or one in two planes."""
+        return source in self.tensors or f"{source}_blocks" in self.tensors
+
     def _tensor(self, name: str, source: str) -> Weight:
-        """A tensor of the file as the weight of a name."""
+        """A tensor of the file, or one in two planes, as the weight of a name."""
+        if source not in self.tensors and f"{source}_blocks" in self.tensors:
+            return self._planes(name, f"{source}_blocks", f"{source}_scales")
         if source not in self.tensors:
             raise FormatError(
                 f"{self.path}: there is no tensor {source}",
@@ -247,7 +288,7 @@ class _GptOss:
 
     def _global(self, name: str, hf: str, original: str) -> Weight:
         source = original if self._is_original else hf
-        if name == "output.weight" and source not in self._files.tensors:  # tied
+        if name == "output.weight" and not self._files._has(source):  # tied
             source = "embedding.weight" if self._is_original else "model.embed_tokens.weight"
         return self._files._tensor(name, source)
 
@@ -270,8 +311,9 @@ class _GptOss:
             planes, bias = (f"{source}.blocks", f"{source}.scales"), f"{prefix}mlp.{original}_bias"
         name = to + name
         if planes[0] in self._files.tensors:
-            codes, scales = (take(name, plane).data[:, part] for plane in planes)
-            yield Weight(f"{name}.weight", "MXFP4", planes[0], codes, scales)
+            weight = self._files._planes(f"{name}.weight", *planes)
+            scales = None if weight.scales is None else weight.scales[:, part]
+            yield replace(weight, data=weight.data[:, part], scales=scales)
         else:
             weight = take(f"{name}.weight", source)
             # Hugging Face stores (experts, inputs, outputs).
@@ -284,12 +326,12 @@ class _GptOss:
 def _dense_weights(files: Source, config: Config) -> Iterator[Weight]:
     """llama or gpt2 in the Hugging Face layout."""
     for name, source in dense.hugging_face_names(config).items():
-        if "wte.weight" in files.tensors:  # as openai released it
+        if files._has("wte.weight"):  # as openai released it
             source = source.removeprefix("transformer.")
-        if name == "output.weight" and config.tied_embeddings and source not in files.tensors:
+        if name == "output.weight" and config.tied_embeddings and not files._has(source):
             continue
         weight = files._tensor(name, source)
-        if dense.is_transposed(source):
+        if dense.is_transposed(source) and weight.scales is None:
             weight = replace(weight, data=weight.data.T)
         yield weight.reordered(dense.row_order(config, name, to_gguf=True))
     if config.rope_scaling == "llama3":

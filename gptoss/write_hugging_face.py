@@ -20,7 +20,7 @@ import numpy.typing as npt
 from gptoss import dense, rope
 from gptoss.blocks import PLAIN
 from gptoss.errors import FormatError
-from gptoss.model import DTYPES, Config
+from gptoss.model import DTYPES, PLANES, Config
 from gptoss.output import (
     INDEX_FILE,
     TOKENIZER_FILES,
@@ -48,12 +48,14 @@ _QUANTIZATION = {
 
 @dataclass(frozen=True)
 class _Tensor:
-    """format: safetensors' dtype. jobs: make its bytes, in order."""
+    """format: safetensors' dtype. jobs: make its bytes, in order. weights: of codes in a plane of
+    their own the format, of their scales ""; else None."""
 
     name: str
     format: str
     shape: tuple[int, ...]
     jobs: Callable[[], Iterator[Job]]
+    weights: str | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -62,6 +64,7 @@ class _Tensor:
 
 def write_hugging_face(
     files: Source,
+    source: Sequence[Weight],
     config: Config,
     tokenizer: Tokenizer | None,
     output: Path,
@@ -70,17 +73,16 @@ def write_hugging_face(
     threads: int | None,
     progress: Progress | None,
 ) -> tuple[dict[str, int], int, tuple[str, ...]]:
-    """Writes the directory; returns tensors of each dtype, bytes of tensors and notes. The files of
-    the tokenizer are copied, or made from what a GGUF file holds."""
-    weights = {weight.name: weight for weight in files.weights()}
+    """Writes the directory; returns tensors of each dtype, bytes of tensors and notes. source: the
+    weights of files. The files of the tokenizer are copied, or made from what a GGUF file holds."""
+    weights = {weight.name: weight for weight in source}
     is_gpt_oss = config.architecture == "gpt_oss"
     if is_gpt_oss:
         values = hugging_face_config(config)
     else:
         values = dense.hugging_face_config(config, _divisors(weights, config))
     tensors = list((_plan if is_gpt_oss else _plan_dense)(weights, config))
-    if any(tensor.name.endswith("_blocks") for tensor in tensors):
-        values["quantization_config"] = _QUANTIZATION
+    values |= _quantization(tensors)
     total = sum(tensor.num_bytes for tensor in tensors)
     shards = _shards(tensors, shard_bytes)
     headers = sum(len(_header(shard)) for shard in shards.values())
@@ -90,7 +92,8 @@ def write_hugging_face(
         if tokenizer is not None:
             values |= _write_tokenizer(tokenizer, directory)
         _write_json(directory / "config.json", values)
-    formats = dict(Counter(tensor.format for tensor in tensors).most_common())
+    held = [tensor.format if tensor.weights is None else tensor.weights for tensor in tensors]
+    formats = dict(Counter(format for format in held if format).most_common())
     return formats, total, _notes(files, config, weights, tokenizer)
 
 
@@ -156,7 +159,7 @@ def _plan(weights: dict[str, Weight], config: Config) -> Iterator[_Tensor]:
     for name, hf in hugging_face_names(config.num_layers).items():
         if name == "output.weight" and config.tied_embeddings:
             continue
-        yield _tensor(hf, _take(weights, name), usual)
+        yield from _weight(hf, _take(weights, name), usual)
     for layer in range(config.num_layers):
         to = f"model.layers.{layer}.mlp.experts."
         kinds = {kind: f"blk.{layer}.ffn_{kind}_exps" for kind in ("gate", "up", "down")}
@@ -175,12 +178,20 @@ def _plan_dense(weights: dict[str, Weight], config: Config) -> Iterator[_Tensor]
             continue
         weight = _take(weights, name)
         weight = weight.reordered(dense.row_order(config, name, to_gguf=False))
-        if not dense.is_transposed(hf):
-            yield _tensor(hf, weight, usual)
+        if not dense.is_transposed(hf) or _wanted(weight) in PLANES:
+            yield from _weight(hf, weight, usual)
         elif weight.format in PLAIN:
             yield _tensor(hf, replace(weight, data=weight.data.T), usual)
         else:
             yield _decoded_transposed(hf, weight)
+
+
+def _weight(name: str, weight: Weight, usual: str) -> Iterator[_Tensor]:
+    """A weight as it is, or in two planes."""
+    if _wanted(weight) in PLANES:
+        yield from _planes(name, [weight])
+    else:
+        yield _tensor(name, weight, usual)
 
 
 def _tensor(name: str, weight: Weight, usual: str) -> _Tensor:
@@ -213,9 +224,19 @@ def _take(weights: dict[str, Weight], name: str) -> Weight:
     return weights[name]
 
 
+def _wanted(weight: Weight) -> str | None:
+    """The format that a weight is to have, or keeps because it is in two planes or could be."""
+    keeps = weight.scales is not None or (weight.format == "MXFP4" and "_exps." in weight.name)
+    return weight.target or (weight.format if keeps else None)
+
+
 def _format(weights: Sequence[Weight], usual: str = "BF16") -> str:
-    """The dtype to hold the weights. F16 stays. F32 becomes BF16 if that has all values, and what
-    is not a matrix the usual dtype, that of the model's embedding. Blocks become BF16."""
+    """The dtype to hold the weights: the wanted one. F16 stays. F32 becomes BF16 if that has all
+    values, and what is not a matrix the usual dtype, that of the model's embedding. Blocks become
+    BF16."""
+    wanted = {weight.target for weight in weights}
+    if len(wanted) == 1 and wanted < set(PLAIN):
+        return str(*wanted)
     if all(weight.format == "F16" for weight in weights):
         return "F16"
     is_small = all(weight.name.endswith(F32_ENDS) for weight in weights)
@@ -267,14 +288,24 @@ def _bias(name: str, biases: list[Weight], usual: str) -> _Tensor:
     return _Tensor(name, format, (experts, rows * len(biases)), jobs)
 
 
+def _planes(name: str, parts: list[Weight]) -> Iterator[_Tensor]:
+    """Codes and scales, rows of the parts taking turns."""
+    format = str(_wanted(parts[0]))
+    *lead, rows, width = parts[0].shape
+    shape = (*lead, rows * len(parts), width // 32, PLANES[format])
+    codes = functools.partial(_plane, parts, format, 0)
+    yield _Tensor(name + "_blocks", "U8", shape, codes, format)
+    scales = functools.partial(_plane, parts, format, 1)
+    yield _Tensor(name + "_scales", "U8", shape[:-1], scales, "")
+
+
 def _experts(name: str, parts: list[Weight]) -> Iterator[_Tensor]:
-    """MXFP4 as two planes; anything else as (experts, inputs, outputs)."""
+    """Two planes, or (experts, inputs, outputs)."""
     experts, rows, width = parts[0].shape
     rows *= len(parts)
-    if all(part.format == "MXFP4" for part in parts):
-        for plane, end in enumerate(("_blocks", "_scales")):
-            shape = (experts, rows, width // 32, 16)[: 4 - plane]
-            yield _Tensor(name + end, "U8", shape, functools.partial(_plane, parts, plane))
+    wanted = {_wanted(part) for part in parts}
+    if len(wanted) == 1 and wanted < set(PLANES):
+        yield from _planes(name, parts)
         return
     format = _format(parts)
 
@@ -301,13 +332,13 @@ def _experts(name: str, parts: list[Weight]) -> Iterator[_Tensor]:
     yield _Tensor(name, format, (experts, width, rows), jobs)
 
 
-def _plane(parts: list[Weight], plane: int) -> Iterator[Job]:
+def _plane(parts: list[Weight], format: str, plane: int) -> Iterator[Job]:
     for pieces in zip(*(part.pieces() for part in parts), strict=True):
-        yield functools.partial(_piece_of_plane, pieces, plane)
+        yield functools.partial(_piece_of_plane, pieces, format, plane)
 
 
-def _piece_of_plane(pieces: tuple[Weight, ...], plane: int) -> Array:
-    return _taking_turns([piece.planes()[plane] for piece in pieces], 0)
+def _piece_of_plane(pieces: tuple[Weight, ...], format: str, plane: int) -> Array:
+    return _taking_turns([piece.planes(format)[plane] for piece in pieces], 0)
 
 
 # ---- what is not weights ----
@@ -345,6 +376,21 @@ def hugging_face_config(config: Config) -> dict[str, Any]:
     return values
 
 
+def _quantization(tensors: list[_Tensor]) -> dict[str, Any]:
+    """What config.json says of weights in two planes, as csrc/checkpoint/quantization.h has it."""
+    formats = {t.name.removesuffix("_blocks"): t.weights for t in tensors if t.weights}
+    if not formats:
+        return {}
+    if set(formats.values()) == {"MXFP4"} and all(".mlp.experts." in name for name in formats):
+        return {"quantization_config": _QUANTIZATION}
+    usual = Counter(formats.values()).most_common(1)[0][0]
+    others = {name: format for name, format in formats.items() if format != usual}
+    return {
+        "quantization_config": {"quant_method": "mx", "format": usual}
+        | ({"formats": others} if others else {})
+    }
+
+
 def _number(value: float) -> int | float:
     """An integer where it is one, as the released files spell theta."""
     return int(value) if value == int(value) else value
@@ -379,12 +425,14 @@ def _notes(
     files: Source, config: Config, weights: dict[str, Weight], tokenizer: Tokenizer | None
 ) -> tuple[str, ...]:
     notes = []
-    is_gpt_oss = config.architecture == "gpt_oss"
-    kept = {*PLAIN, "MXFP4"} if is_gpt_oss else {*PLAIN}
-    rounded = Counter(weight.format for weight in weights.values() if weight.format not in kept)
+    rounded = Counter(
+        weight.format
+        for weight in weights.values()
+        if weight.format not in PLAIN and _wanted(weight) is None
+    )
     for format, count in rounded.items():
         notes.append(f"weights of {format} are decoded and rounded to BF16 ({count} tensors)")
-    if files.is_gguf and is_gpt_oss:
+    if files.is_gguf and config.architecture == "gpt_oss":
         notes.append(
             "config.json has what GGUF says; the swiglu limit, the layers' windows and that YaRN "
             "does not truncate are those of the released models"

@@ -7,9 +7,10 @@ from pathlib import Path
 import build_plan
 import dense_models
 import gguf_models
+import mx_models
 import numpy as np
 import pytest
-from models import Spec
+from models import Spec, hf_config, random_tensors
 
 from gptoss import _core
 
@@ -48,6 +49,17 @@ def test_engine_driver_with_dense_families(driver: Path, tmp_path: Path, mode: s
     run(driver, dense_models.write_gguf(tmp_path / "llama.gguf", llama, rng, "Q8_0"), mode)
     gpt2 = dense_models.Gpt2(max_positions=900)  # as many as the driver asks for
     run(driver, dense_models.write_hf(tmp_path / "gpt2", gpt2, rng, "F16"), mode)
+
+
+@pytest.mark.parametrize("mode", ["threads", "memory"])
+def test_engine_driver_with_planes(driver: Path, tmp_path: Path, mode: str) -> None:
+    spec = Spec(dense_dtype="F32", expert_dtype="F32")
+    tensors = random_tensors(spec, np.random.default_rng(0))
+    names = [name for name, tensor in tensors.items() if mx_models.is_matrix(name, tensor)]
+    formats = {name: mx_models.FORMATS[i % 5] for i, name in enumerate(names)}
+    planes, _ = mx_models.split(tensors, formats)
+    config = hf_config(spec) | {"quantization_config": mx_models.quantization(formats)}
+    run(driver, mx_models.write(tmp_path / "planes", config, planes), mode)
 
 
 def run(driver: Path, model: Path, mode: str) -> None:

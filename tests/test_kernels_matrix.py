@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -67,6 +68,8 @@ def decode(matrix: kernels.Matrix) -> tuple[Float32, Float32]:
     """Weights or codes (rows, columns), and the scale of each, 1 where there is none."""
     if kernels.is_scaled(matrix.layout):
         return decode_mxfp4(matrix)
+    if matrix.layout in kernels.PLANE_BYTES:
+        return decode_planes(matrix), np.ones((matrix.num_rows, matrix.num_columns), np.float32)
     if matrix.layout in kernels.HALVES:
         return decode_gguf(matrix), np.ones((matrix.num_rows, matrix.num_columns), np.float32)
     element, _, transposed = matrix.layout.partition("_")
@@ -90,6 +93,26 @@ def decode_gguf(matrix: kernels.Matrix) -> Float32:
     with np.errstate(all="ignore"):  # infinity times zero
         weights: Float32 = gguf.quants.dequantize(rows, type_)
     return weights
+
+
+def elements_of(layout: str) -> Any:
+    """ml_dtypes' type of a layout's codes, a byte each."""
+    element = layout.partition("_")[2]
+    return getattr(ml_dtypes, f"float{layout[4]}_{element}" + ("" if element == "e5m2" else "fn"))
+
+
+def decode_planes(matrix: kernels.Matrix) -> Float32:
+    """MXFP6 and MXFP8: a string of bits, lowest first; values are those of ml_dtypes."""
+    num_blocks, num_bits = matrix.num_columns // 32, int(matrix.layout[4])
+    codes = strided(matrix.data, matrix.num_rows, num_blocks * num_bits * 4, matrix.row_bytes)
+    scales = strided(matrix.scales, matrix.num_rows, num_blocks, matrix.scale_row_bytes)
+    bits = np.unpackbits(codes, axis=1, bitorder="little").reshape(matrix.num_rows, -1, num_bits)
+    numbers = np.packbits(bits, axis=2, bitorder="little")[..., 0].view(elements_of(matrix.layout))
+    powers = np.ldexp(1.0, scales.astype(int) - 127)
+    powers[scales == 0xFF] = np.nan
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = numbers.astype(np.float64) * np.repeat(powers, 32, axis=1)
+        return exact.astype(np.float32)
 
 
 def decode_mxfp4(matrix: kernels.Matrix) -> tuple[Float32, Float32]:
@@ -252,6 +275,24 @@ def test_mxfp4_scales(isa: str) -> None:
         expected = (0.75 * values * powers[:, None]).astype(np.float32)
     expected += np.float32(0)  # a sum that starts from +0 is never -0
     assert_same_bits(kernels.matvec(isa, matrix, x), expected.ravel(), "scale byte times code")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", [n for n in kernels.PLANE_BYTES if not kernels.is_scaled(n)])
+def test_mx_scales(layout: str, isa: str) -> None:
+    """Each scale byte with each code at each place of a block, in the panel that holds it."""
+    num_bits = int(layout[4])
+    codes = np.arange(1 << num_bits, dtype=np.uint8)
+    places = np.stack([np.roll(codes, shift) for shift in range(32)])  # every code everywhere
+    bits = np.unpackbits(places[..., None], axis=2, bitorder="little")[..., :num_bits]
+    data = np.packbits(bits.reshape(32, -1), axis=1, bitorder="little")
+    for scale in (0, 1, 2, 100, 126, 127, 128, 240, 253, 254, 255):
+        scales = np.full((32, codes.size // 32), scale, np.uint8)
+        sizes = (data.shape[1], scales.shape[1])
+        matrix = kernels.Matrix(layout, 32, codes.size, *sizes, data.ravel(), scales.ravel())
+        values, _ = expected_panel(matrix, 32)
+        assert_same_bits(kernels.expand_panel(isa, matrix).values, values, scale)
+        assert np.isnan(values).all() == (scale == 255)
 
 
 # ---- panels ----

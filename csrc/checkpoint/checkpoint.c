@@ -91,6 +91,8 @@ static enum gptoss_status merge_shards(struct gptoss_checkpoint *checkpoint,
         gptoss_free(contents->tensors);
         contents->tensors = NULL;
     }
+    for (size_t i = 0; i < total; ++i)
+        checkpoint->tensors[i].weight_dtype = checkpoint->tensors[i].dtype;
     qsort(checkpoint->tensors, total, sizeof *checkpoint->tensors, compare_tensor_names);
     for (size_t i = 1; i < total; ++i) {
         const struct gptoss_tensor *a = &checkpoint->tensors[i - 1], *b = &checkpoint->tensors[i];
@@ -128,12 +130,10 @@ static enum gptoss_status check_index(const struct gptoss_checkpoint *checkpoint
     return GPTOSS_OK;
 }
 
-static enum gptoss_status load_safetensors(struct gptoss_checkpoint *checkpoint,
-                                           const struct gptoss_layout *layout, enum purpose purpose,
-                                           struct gptoss_progress *progress,
-                                           struct gptoss_error *error) {
-    if (purpose != TO_LIST)
-        GPTOSS_TRY(gptoss_config_read(checkpoint->config_path, &checkpoint->config, error));
+static enum gptoss_status load_shards(struct gptoss_checkpoint *checkpoint,
+                                      const struct gptoss_layout *layout, enum purpose purpose,
+                                      struct gptoss_progress *progress,
+                                      struct gptoss_error *error) {
     GPTOSS_TRY(open_shards(checkpoint, layout, &progress->total, error));
     for (size_t i = 0; i < checkpoint->num_shards; ++i) {
         struct shard *shard = &checkpoint->shards[i];
@@ -142,6 +142,24 @@ static enum gptoss_status load_safetensors(struct gptoss_checkpoint *checkpoint,
     }
     GPTOSS_TRY(merge_shards(checkpoint, error));
     return check_index(checkpoint, layout, error);
+}
+
+static enum gptoss_status load_safetensors(struct gptoss_checkpoint *checkpoint,
+                                           const struct gptoss_layout *layout, enum purpose purpose,
+                                           struct gptoss_progress *progress,
+                                           struct gptoss_error *error) {
+    if (purpose == TO_LIST)
+        return load_shards(checkpoint, layout, purpose, progress, error);
+    struct gptoss_quantization quantization = {0};
+    enum gptoss_status status =
+        gptoss_config_read(checkpoint->config_path, &checkpoint->config, &quantization, error);
+    if (status == GPTOSS_OK)
+        status = load_shards(checkpoint, layout, purpose, progress, error);
+    if (status == GPTOSS_OK)
+        status = gptoss_quantization_apply(&quantization, checkpoint->config_path,
+                                           checkpoint->tensors, checkpoint->num_tensors, error);
+    gptoss_quantization_free(&quantization);
+    return status;
 }
 
 /* ---- GGUF ---- */

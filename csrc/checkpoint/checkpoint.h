@@ -31,8 +31,9 @@ enum gptoss_status gptoss_checkpoint_require(const struct gptoss_checkpoint *che
                                              const struct gptoss_tensor **tensor_out,
                                              struct gptoss_error *error);
 
-/* Reads every float tensor and every scale of a block format once. NaN, an infinity or an MXFP4
- * scale of 0xFF: GPTOSS_ERROR_FORMAT with the tensor, the byte and the bits. poll counts bytes. */
+/* Reads every float tensor, every scale of a block format and MXFP8 codes once. NaN, an infinity or
+ * an MX scale of 0xFF: GPTOSS_ERROR_FORMAT with the tensor, the byte and the bits. poll counts
+ * bytes. */
 enum gptoss_status gptoss_checkpoint_verify(const struct gptoss_checkpoint *checkpoint,
                                             gptoss_poll_fn poll, void *user,
                                             struct gptoss_error *error);

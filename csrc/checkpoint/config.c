@@ -72,16 +72,6 @@ static void read_options(const struct gptoss_config_reader *reader, struct gptos
     gptoss_config_float(reader, "swiglu_limit", 0.0, 1e30, &config->swiglu_limit);
     gptoss_config_float(reader, "swiglu_alpha", 0.0, 1e30, &config->swiglu_alpha);
     gptoss_config_demand_text(reader, "hidden_act", "silu");
-
-    const cJSON *quantization = gptoss_config_find(reader, "quantization_config");
-    if (quantization == NULL)
-        return;
-    struct gptoss_config_reader inner = *reader;
-    inner.section = "quantization_config.";
-    inner.object = quantization;
-    if (!cJSON_IsObject(quantization))
-        gptoss_config_fail(reader, "quantization_config", "an object", quantization);
-    gptoss_config_demand_text(&inner, "quant_method", "mxfp4");
 }
 
 /* Even layers slide unless layer_types says otherwise; none does without a window. */
@@ -369,6 +359,7 @@ static const struct family *find_family(const struct gptoss_config_reader *reade
 }
 
 enum gptoss_status gptoss_config_read(const char *path, struct gptoss_config *config_out,
+                                      struct gptoss_quantization *quantization_out,
                                       struct gptoss_error *error) {
     struct gptoss_config config;
     cJSON *object = NULL;
@@ -380,6 +371,8 @@ enum gptoss_status gptoss_config_read(const char *path, struct gptoss_config *co
     const struct family *family = find_family(&reader);
     if (family != NULL)
         family->read(&reader, &config);
+    if (status == GPTOSS_OK)
+        gptoss_quantization_read(&reader, quantization_out);
     cJSON_Delete(object);
     if (status == GPTOSS_OK)
         *config_out = config;

@@ -6,14 +6,16 @@
 
 #include <cjson/cJSON.h>
 
+#include "checkpoint/quantization.h"
 #include "gptoss.h"
 
 /* Every value is checked for its type and range, so that sizes computed from them fit 64 bits: at
  * most 2^20 hidden or intermediate, 2^24 tokens, 4096 heads or experts, 1024 per head,
  * GPTOSS_MAX_LAYERS layers, 2^30 positions. Sizes must be stated; the rest, where absent, is what
  * the reference implementations take. sliding_window null: no layer slides, and sliding_window is
- * 0. */
+ * 0. *quantization_out: zeroed; free it in any case. */
 enum gptoss_status gptoss_config_read(const char *path, struct gptoss_config *config_out,
+                                      struct gptoss_quantization *quantization_out,
                                       struct gptoss_error *error);
 
 /* GPTOSS_ERROR_UNSUPPORTED that names the architectures there are. */

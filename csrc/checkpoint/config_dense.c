@@ -49,13 +49,6 @@ static void read_sizes(const struct gptoss_config_reader *reader, const struct s
     }
 }
 
-static void refuse_quantization(const struct gptoss_config_reader *reader) {
-    const cJSON *quantization = gptoss_config_find(reader, "quantization_config");
-    if (quantization != NULL)
-        gptoss_config_fail(reader, "quantization_config", "weights that are not quantized",
-                           quantization);
-}
-
 /* ---- llama ---- */
 
 static const struct gptoss_config llama = {.architecture = "llama",
@@ -139,7 +132,6 @@ void gptoss_config_llama(const struct gptoss_config_reader *reader, struct gptos
     gptoss_config_bool(reader, "tie_word_embeddings", &config->tied_embeddings);
     gptoss_config_float(reader, "rms_norm_eps", 1e-30, 1.0, &config->rms_norm_eps);
     gptoss_config_demand_text(reader, "hidden_act", "silu");
-    refuse_quantization(reader);
     read_rope(reader, config);
 }
 
@@ -225,7 +217,6 @@ void gptoss_config_gpt2(const struct gptoss_config_reader *reader, struct gptoss
     gptoss_config_demand_bool(reader, "scale_attn_weights", true);
     gptoss_config_demand_bool(reader, "scale_attn_by_inverse_layer_idx", false);
     gptoss_config_demand_bool(reader, "add_cross_attention", false);
-    refuse_quantization(reader);
 }
 
 void gptoss_config_gguf_gpt2(const struct gptoss_config_reader *reader,

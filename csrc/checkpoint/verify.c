@@ -110,7 +110,7 @@ static uint64_t find_bad(const struct pattern *pattern, const uint8_t *data, uin
     return num_bytes;
 }
 
-/* Whether a byte tensor is the scales of an MXFP4 tensor: X_scales beside X_blocks, or X.scales
+/* Whether a byte tensor is the scales of one in two planes: X_scales beside X_blocks, or X.scales
  * beside X.blocks. */
 static enum gptoss_status find_scales(const struct gptoss_checkpoint *checkpoint,
                                       const struct gptoss_tensor *tensor, bool *is_scales_out,
@@ -121,7 +121,7 @@ static enum gptoss_status find_scales(const struct gptoss_checkpoint *checkpoint
     if (length <= ending_length || strcmp(tensor->name + length - ending_length, ending) != 0)
         return GPTOSS_OK;
     char separator = tensor->name[length - ending_length - 1];
-    if (tensor->num_dims != 3 || (separator != '_' && separator != '.'))
+    if (separator != '_' && separator != '.')
         return GPTOSS_OK;
 
     char *partner_name = gptoss_duplicate_string(tensor->name);
@@ -130,7 +130,8 @@ static enum gptoss_status find_scales(const struct gptoss_checkpoint *checkpoint
     memcpy(partner_name + length - ending_length, partner_ending, ending_length);
     const struct gptoss_tensor *partner = gptoss_checkpoint_find(checkpoint, partner_name);
     gptoss_free(partner_name);
-    *is_scales_out = partner != NULL && partner->dtype == GPTOSS_DTYPE_U8 && partner->num_dims == 4;
+    *is_scales_out = partner != NULL && partner->dtype == GPTOSS_DTYPE_U8 &&
+                     partner->num_dims == tensor->num_dims + 1;
     return GPTOSS_OK;
 }
 
@@ -141,7 +142,7 @@ static enum gptoss_status choose_pattern(const struct gptoss_checkpoint *checkpo
                                          struct gptoss_error *error) {
     enum gptoss_status status = GPTOSS_OK;
     bool is_scales = false;
-    switch (tensor->dtype) {
+    switch (tensor->weight_dtype) {
     case GPTOSS_DTYPE_F64: *pattern_out = &pattern_f64; break;
     case GPTOSS_DTYPE_F32: *pattern_out = &pattern_f32; break;
     case GPTOSS_DTYPE_BF16: *pattern_out = &pattern_bf16; break;
@@ -149,6 +150,8 @@ static enum gptoss_status choose_pattern(const struct gptoss_checkpoint *checkpo
     case GPTOSS_DTYPE_F8_E5M2: *pattern_out = &pattern_e5m2; break;
     case GPTOSS_DTYPE_F8_E4M3: *pattern_out = &pattern_e4m3; break;
     case GPTOSS_DTYPE_MXFP4_GGUF: *pattern_out = &pattern_mxfp4_gguf; break;
+    case GPTOSS_DTYPE_MXFP8_E5M2: *pattern_out = &pattern_e5m2; break;
+    case GPTOSS_DTYPE_MXFP8_E4M3: *pattern_out = &pattern_e4m3; break;
     case GPTOSS_DTYPE_U8:
         status = find_scales(checkpoint, tensor, &is_scales, error);
         *pattern_out = is_scales ? &pattern_e8m0 : NULL;
@@ -174,7 +177,7 @@ static enum gptoss_status bad_element(const struct gptoss_tensor *tensor,
     bool has_infinity = (pattern->unit & lane_mask) != 1;
     bool is_infinity = has_infinity && (bits & ~pattern->mask & ~pattern->sign & lane_mask) == 0;
     return gptoss_format_error(
-        error, &place, pattern->either != 0 ? "finite values" : "MXFP4 scales below 0xFF",
+        error, &place, pattern->either != 0 ? "finite values" : "MX scales below 0xFF",
         "%s (0x%0*llX) at %s %llu", is_infinity ? "an infinity" : "NaN",
         (int)(2 * pattern->lane_bytes), (unsigned long long)bits,
         pattern->block_bytes != 0 ? "block" : "element", (unsigned long long)(offset / stride));

@@ -1,8 +1,11 @@
-/* The block formats of GGUF (numeric/block_formats.h) for any vector type; include after the
- * level's simd header, which defines gptoss_vector, gptoss_bytes and what is done with them.
+/* The block formats (numeric/block_formats.h) for any vector type; include after the level's simd
+ * header, which defines gptoss_vector, gptoss_bytes, gptoss_halves and what is done with them.
  *
  * A block is read in runs of 32 elements, and these in halves of 16: the codes of a half, then
- * w = s * code, or s * code + o. A block's s and o are computed once, when it is begun. */
+ * w = s * code, or s * code + o. A block's s and o are computed once, when it is begun.
+ *
+ * MXFP6 and MXFP8: every code is a binary16 number times a power of two, its format's unit, which
+ * the processor widens. w = s * (unit * number), of which the inner product is exact. */
 #ifndef GPTOSS_CPU_BLOCK_FORMATS_SIMD_H
 #define GPTOSS_CPU_BLOCK_FORMATS_SIMD_H
 
@@ -18,6 +21,7 @@ struct factors {
 
 typedef void begin_fn(const uint8_t *block, struct factors *factors);
 typedef gptoss_bytes codes_fn(const uint8_t *block, int run, int half);
+typedef gptoss_halves numbers_fn(const uint8_t *block, int half);
 
 /* Passed by value to inline functions alone, so that its members are constants there. */
 struct format {
@@ -25,12 +29,53 @@ struct format {
     codes_fn *codes; /* signed */
     int block_bytes, num_runs, parts_of_run;
     bool has_offsets;
+    /* Of formats with scales in a plane of their own, in place of begin and codes. */
+    numbers_fn *numbers;
+    float unit;
 };
+
+/* Blocks of some rows of a matrix, one below the other. */
+struct block_column {
+    const uint8_t *data, *scales; /* scales: NULL but for formats with planes */
+    int64_t row_bytes, scale_row_bytes;
+};
+GPTOSS_INLINE struct block_column first_blocks(struct format format,
+                                               const struct gptoss_matrix *matrix, int64_t row) {
+    struct block_column blocks = {matrix->data + row * matrix->row_bytes, NULL, matrix->row_bytes,
+                                  matrix->scale_row_bytes};
+    if (format.numbers != NULL)
+        blocks.scales = matrix->scales + row * matrix->scale_row_bytes;
+    return blocks;
+}
+GPTOSS_INLINE void next_blocks(struct format format, struct block_column *blocks) {
+    blocks->data += format.block_bytes;
+    if (format.numbers != NULL)
+        ++blocks->scales;
+}
+GPTOSS_INLINE void begin_block(struct format format, const struct block_column *blocks, int64_t row,
+                               struct factors *factors) {
+    if (format.numbers != NULL) {
+        uint8_t scale = blocks->scales[row * blocks->scale_row_bytes];
+        memcpy(factors->scales, &gptoss_e8m0_bits[scale], sizeof factors->scales[0]);
+    } else {
+        format.begin(blocks->data + row * blocks->row_bytes, factors);
+    }
+}
 
 /* Sixteen elements of a block. */
 GPTOSS_INLINE void decode_half(struct format format, const uint8_t *block,
                                const struct factors *factors, int run, int half,
                                gptoss_vector out[VECTORS_A_HALF]) {
+    if (format.numbers != NULL) {
+        gptoss_halves numbers = format.numbers(block, half);
+        gptoss_vector scale = gptoss_vector_set(factors->scales[0]);
+        for (int i = 0; i < VECTORS_A_HALF; ++i)
+            out[i] =
+                gptoss_vector_multiply(gptoss_vector_multiply(gptoss_vector_from_halves(numbers, i),
+                                                              gptoss_vector_set(format.unit)),
+                                       scale);
+        return;
+    }
     gptoss_bytes codes = format.codes(block, run, half);
     int part = format.parts_of_run == 2 ? 2 * run + half : run;
     gptoss_vector scale = gptoss_vector_set(factors->scales[part]);
@@ -168,17 +213,46 @@ GPTOSS_INLINE gptoss_bytes codes_q6_k(const uint8_t *block, int run, int half) {
     return gptoss_bytes_subtract(gptoss_bytes_join(low, high, 4), 32);
 }
 
-/* X(name, bytes of a block, runs, parts of a run, whether there are offsets) */
+/* ---- MXFP6 and MXFP8 ---- */
+
+/* Bytes 0 to 15 or 8 to 23 of a block, so that nothing behind it is read. */
+GPTOSS_INLINE gptoss_halves six_bits(const uint8_t *block, int half) {
+    return gptoss_halves_from_six_bits(gptoss_bytes_load(block + 8 * half), 4 * half);
+}
+GPTOSS_INLINE gptoss_halves numbers_mxfp6_e2m3(const uint8_t *block, int half) {
+    return gptoss_halves_shift(six_bits(block, half), 3, 0x8F80);
+}
+GPTOSS_INLINE gptoss_halves numbers_mxfp6_e3m2(const uint8_t *block, int half) {
+    return gptoss_halves_shift(six_bits(block, half), 2, 0x9F00);
+}
+/* The code that is NaN would be a number of binary16. */
+GPTOSS_INLINE gptoss_halves numbers_mxfp8_e4m3(const uint8_t *block, int half) {
+    gptoss_halves codes = gptoss_halves_from_bytes(gptoss_bytes_load(block + half * HALF_RUN));
+    return gptoss_halves_make_nan(gptoss_halves_shift(codes, 1, 0xBF80), 0x3F80);
+}
+GPTOSS_INLINE gptoss_halves numbers_mxfp8_e5m2(const uint8_t *block, int half) {
+    return gptoss_halves_from_bytes(gptoss_bytes_load(block + half * HALF_RUN));
+}
+
+/* X(name, format) */
 #define FOR_FORMATS(X)                                                                             \
-    X(q4_0, 18, 1, 1, false)                                                                       \
-    X(q4_1, 20, 1, 1, true)                                                                        \
-    X(q5_0, 22, 1, 1, false)                                                                       \
-    X(q5_1, 24, 1, 1, true)                                                                        \
-    X(q2_k, 84, 8, 2, true)                                                                        \
-    X(q3_k, 110, 8, 2, false)                                                                      \
-    X(q4_k, 144, 8, 1, true)                                                                       \
-    X(q5_k, 176, 8, 1, true)                                                                       \
-    X(q6_k, 210, 8, 2, false)
-#define FORMAT(name, ...) ((struct format){begin_##name, codes_##name, __VA_ARGS__})
+    X(q4_0, BLOCKS(q4_0, 18, 1, 1, false))                                                         \
+    X(q4_1, BLOCKS(q4_1, 20, 1, 1, true))                                                          \
+    X(q5_0, BLOCKS(q5_0, 22, 1, 1, false))                                                         \
+    X(q5_1, BLOCKS(q5_1, 24, 1, 1, true))                                                          \
+    X(q2_k, BLOCKS(q2_k, 84, 8, 2, true))                                                          \
+    X(q3_k, BLOCKS(q3_k, 110, 8, 2, false))                                                        \
+    X(q4_k, BLOCKS(q4_k, 144, 8, 1, true))                                                         \
+    X(q5_k, BLOCKS(q5_k, 176, 8, 1, true))                                                         \
+    X(q6_k, BLOCKS(q6_k, 210, 8, 2, false))                                                        \
+    X(mxfp6_e2m3, PLANES(mxfp6_e2m3, 24, 0x1p14f))                                                 \
+    X(mxfp6_e3m2, PLANES(mxfp6_e3m2, 24, 0x1p12f))                                                 \
+    X(mxfp8_e4m3, PLANES(mxfp8_e4m3, 32, 0x1p8f))                                                  \
+    X(mxfp8_e5m2, PLANES(mxfp8_e5m2, 32, 1.0f))
+/* Bytes of a block, runs, parts of a run, whether there are offsets. */
+#define BLOCKS(name, ...) ((struct format){begin_##name, codes_##name, __VA_ARGS__, NULL, 0.0f})
+/* Bytes of a block, unit. */
+#define PLANES(name, block_bytes, unit)                                                            \
+    ((struct format){NULL, NULL, block_bytes, 1, 1, false, numbers_##name, unit})
 
 #endif

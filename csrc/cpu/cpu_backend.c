@@ -48,17 +48,18 @@ struct gptoss_matrix gptoss_matrix_at(const struct gptoss_weight *weight, int64_
         .num_columns = weight->num_columns,
         .data = weight->data + (uint64_t)index * weight->matrix_bytes,
     };
-    switch (weight->dtype) {
-    case GPTOSS_DTYPE_MXFP4:
-        matrix.layout = GPTOSS_LAYOUT_MXFP4;
+    if (gptoss_dtype_has_planes(weight->dtype)) {
         matrix.scales = weight->scales + (uint64_t)index * weight->scale_matrix_bytes;
         matrix.scale_row_bytes = weight->num_columns / 32;
-        break;
-#define LAYOUT(name, NAME, block_bytes)                                                            \
+    }
+    switch (weight->dtype) {
+#define LAYOUT(name, NAME, ...)                                                                    \
     case GPTOSS_DTYPE_##NAME: matrix.layout = GPTOSS_LAYOUT_##NAME; break;
+        LAYOUT(mxfp4, MXFP4, 16)
         LAYOUT(mxfp4_gguf, MXFP4_GGUF, 17)
         LAYOUT(q8_0, Q8_0, 34)
         GPTOSS_FOR_BLOCK_FORMATS(LAYOUT)
+        GPTOSS_FOR_PLANE_FORMATS(LAYOUT)
     case GPTOSS_DTYPE_F16: matrix.layout = GPTOSS_LAYOUT_F16; break;
     case GPTOSS_DTYPE_BF16: matrix.layout = GPTOSS_LAYOUT_BF16; break;
     default: matrix.layout = GPTOSS_LAYOUT_F32;

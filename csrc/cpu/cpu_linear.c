@@ -64,7 +64,10 @@ struct embedding {
 static void decode_line(const struct gptoss_weight *weight, int64_t line, float *out) {
     uint64_t n = (uint64_t)weight->num_columns;
     uint64_t row_bytes = gptoss_dtype_row_bytes(weight->dtype, n);
-    gptoss_decode_row(weight->dtype, weight->data + (uint64_t)line * row_bytes, NULL, n, out);
+    const uint8_t *scales = NULL;
+    if (gptoss_dtype_has_planes(weight->dtype))
+        scales = weight->scales + (uint64_t)line * (n / 32);
+    gptoss_decode_row(weight->dtype, weight->data + (uint64_t)line * row_bytes, scales, n, out);
 }
 
 static void embed_task(void *context, int64_t row, int thread) {

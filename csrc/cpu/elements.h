@@ -7,6 +7,8 @@
 #include "numeric/block_formats.h"
 
 typedef float gptoss_element_fn(const uint8_t *elements, int64_t index);
+/* Of a row of codes and its scales. */
+typedef float gptoss_plane_element_fn(const uint8_t *codes, const uint8_t *scales, int64_t index);
 
 static inline float gptoss_element_f32(const uint8_t *elements, int64_t index) {
     float value;

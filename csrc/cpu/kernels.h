@@ -46,6 +46,12 @@ enum gptoss_layout {
     GPTOSS_LAYOUT_Q4_K,
     GPTOSS_LAYOUT_Q5_K,
     GPTOSS_LAYOUT_Q6_K,
+    /* 24 or 32 bytes of codes a block of 32, scales in a plane of their own; unscaled too: weights
+     * as numeric/block_formats.h. */
+    GPTOSS_LAYOUT_MXFP6_E2M3,
+    GPTOSS_LAYOUT_MXFP6_E3M2,
+    GPTOSS_LAYOUT_MXFP8_E4M3,
+    GPTOSS_LAYOUT_MXFP8_E5M2,
     GPTOSS_NUM_LAYOUTS
 };
 
@@ -56,8 +62,8 @@ struct gptoss_matrix {
     const uint8_t *data;
     int64_t
         row_bytes; /* from one stored row to the next (transposed: one stored row is one input) */
-    const uint8_t *scales;   /* MXFP4: one E8M0 byte a block */
-    int64_t scale_row_bytes; /* MXFP4 */
+    const uint8_t *scales;   /* of layouts with planes: one E8M0 byte a block */
+    int64_t scale_row_bytes; /* likewise */
 };
 
 static inline bool gptoss_layout_is_scaled(enum gptoss_layout layout) {
@@ -84,6 +90,10 @@ static inline enum gptoss_dtype gptoss_layout_dtype(enum gptoss_layout layout) {
         [GPTOSS_LAYOUT_Q4_K] = GPTOSS_DTYPE_Q4_K,
         [GPTOSS_LAYOUT_Q5_K] = GPTOSS_DTYPE_Q5_K,
         [GPTOSS_LAYOUT_Q6_K] = GPTOSS_DTYPE_Q6_K,
+        [GPTOSS_LAYOUT_MXFP6_E2M3] = GPTOSS_DTYPE_MXFP6_E2M3,
+        [GPTOSS_LAYOUT_MXFP6_E3M2] = GPTOSS_DTYPE_MXFP6_E3M2,
+        [GPTOSS_LAYOUT_MXFP8_E4M3] = GPTOSS_DTYPE_MXFP8_E4M3,
+        [GPTOSS_LAYOUT_MXFP8_E5M2] = GPTOSS_DTYPE_MXFP8_E5M2,
     };
     return (enum gptoss_dtype)dtypes[layout];
 }

@@ -14,10 +14,11 @@ gptoss_expand_panel_fn GPTOSS_KERNEL(expand_panel_f32), GPTOSS_KERNEL(expand_pan
     GPTOSS_KERNEL(expand_panel_f16_transposed), GPTOSS_KERNEL(expand_panel_bf16_transposed),
     GPTOSS_KERNEL(expand_panel_mxfp4), GPTOSS_KERNEL(expand_panel_mxfp4_gguf),
     GPTOSS_KERNEL(expand_panel_q8_0);
-#define DECLARE_BLOCKS(name, NAME, block_bytes)                                                    \
+#define DECLARE_BLOCKS(name, ...)                                                                  \
     gptoss_matvec_fn GPTOSS_KERNEL(matvec_##name);                                                 \
     gptoss_expand_panel_fn GPTOSS_KERNEL(expand_panel_##name);
 GPTOSS_FOR_BLOCK_FORMATS(DECLARE_BLOCKS)
+GPTOSS_FOR_PLANE_FORMATS(DECLARE_BLOCKS)
 gptoss_multiply_panel_fn GPTOSS_KERNEL(multiply_panel_unscaled),
     GPTOSS_KERNEL(multiply_panel_scaled);
 gptoss_attention_tile_fn GPTOSS_KERNEL(attention_tile_f32), GPTOSS_KERNEL(attention_tile_f16);
@@ -37,9 +38,8 @@ DECLARE(multiply_add);
 DECLARE(divide);
 DECLARE(convert_f32_f16);
 
-#define AND_MATVEC(name, NAME, block_bytes) , [GPTOSS_LAYOUT_##NAME] = GPTOSS_KERNEL(matvec_##name)
-#define AND_EXPAND(name, NAME, block_bytes)                                                        \
-    , [GPTOSS_LAYOUT_##NAME] = GPTOSS_KERNEL(expand_panel_##name)
+#define AND_MATVEC(name, NAME, ...) , [GPTOSS_LAYOUT_##NAME] = GPTOSS_KERNEL(matvec_##name)
+#define AND_EXPAND(name, NAME, ...) , [GPTOSS_LAYOUT_##NAME] = GPTOSS_KERNEL(expand_panel_##name)
 
 extern const struct gptoss_kernels GPTOSS_KERNEL(kernels);
 const struct gptoss_kernels GPTOSS_KERNEL(kernels) = {
@@ -54,7 +54,8 @@ const struct gptoss_kernels GPTOSS_KERNEL(kernels) = {
             [GPTOSS_LAYOUT_BF16_TRANSPOSED] = GPTOSS_KERNEL(matvec_bf16_transposed),
             [GPTOSS_LAYOUT_MXFP4] = GPTOSS_KERNEL(matvec_mxfp4),
             [GPTOSS_LAYOUT_MXFP4_GGUF] = GPTOSS_KERNEL(matvec_mxfp4_gguf),
-            [GPTOSS_LAYOUT_Q8_0] = GPTOSS_KERNEL(matvec_q8_0) GPTOSS_FOR_BLOCK_FORMATS(AND_MATVEC),
+            [GPTOSS_LAYOUT_Q8_0] = GPTOSS_KERNEL(matvec_q8_0) GPTOSS_FOR_BLOCK_FORMATS(AND_MATVEC)
+                GPTOSS_FOR_PLANE_FORMATS(AND_MATVEC),
         },
     .expand_panel =
         {
@@ -67,7 +68,7 @@ const struct gptoss_kernels GPTOSS_KERNEL(kernels) = {
             [GPTOSS_LAYOUT_MXFP4] = GPTOSS_KERNEL(expand_panel_mxfp4),
             [GPTOSS_LAYOUT_MXFP4_GGUF] = GPTOSS_KERNEL(expand_panel_mxfp4_gguf),
             [GPTOSS_LAYOUT_Q8_0] = GPTOSS_KERNEL(expand_panel_q8_0)
-                GPTOSS_FOR_BLOCK_FORMATS(AND_EXPAND),
+                GPTOSS_FOR_BLOCK_FORMATS(AND_EXPAND) GPTOSS_FOR_PLANE_FORMATS(AND_EXPAND),
         },
     .multiply_panel_unscaled = GPTOSS_KERNEL(multiply_panel_unscaled),
     .multiply_panel_scaled = GPTOSS_KERNEL(multiply_panel_scaled),

@@ -1,4 +1,4 @@
-/* out[v][r] = dot(row r, vector v) over rows of GGUF's blocks for any vector type: each weight is
+/* out[v][r] = dot(row r, vector v) over rows of blocks for any vector type: each weight is
  * decoded once for all vectors, then p[l] = fma(w, x, p[l]), then the tree. Include after the
  * level's simd header, MAX_DOTS, how many rows times vectors are summed at once in registers, and
  * sum_lanes, the tree. */
@@ -6,17 +6,18 @@
 
 /* All runs of one block of some rows; x: its place in the first vector, which are `distance` floats
  * apart. */
-GPTOSS_INLINE void add_block(struct format format, const uint8_t *blocks, int64_t row_bytes,
+GPTOSS_INLINE void add_block(struct format format, const struct block_column *blocks,
                              const float *x, int64_t distance, int num_rows, int num_vectors,
                              gptoss_vector p[MAX_DOTS][VECTORS_A_HALF]) {
     struct factors factors[MAX_DOTS];
     for (int r = 0; r < num_rows; ++r)
-        format.begin(blocks + r * row_bytes, &factors[r]);
+        begin_block(format, blocks, r, &factors[r]);
     for (int run = 0; run < format.num_runs; ++run)
         for (int half = 0; half < 2; ++half, x += HALF_RUN)
             for (int r = 0; r < num_rows; ++r) {
                 gptoss_vector w[VECTORS_A_HALF];
-                decode_half(format, blocks + r * row_bytes, &factors[r], run, half, w);
+                decode_half(format, blocks->data + r * blocks->row_bytes, &factors[r], run, half,
+                            w);
                 for (int v = 0; v < num_vectors; ++v)
                     for (int i = 0; i < VECTORS_A_HALF; ++i) {
                         gptoss_vector *sum = &p[r * num_vectors + v][i];
@@ -30,15 +31,15 @@ GPTOSS_INLINE void add_block(struct format format, const uint8_t *blocks, int64_
 GPTOSS_INLINE void dot_rows(struct format format, const struct gptoss_matrix *matrix, int64_t row,
                             const float *x, float *out, int64_t out_stride, int num_rows,
                             int num_vectors) {
-    int64_t distance = gptoss_padded_columns(matrix->num_columns, 1), row_bytes = matrix->row_bytes;
-    const uint8_t *blocks = matrix->data + row * row_bytes;
+    int64_t distance = gptoss_padded_columns(matrix->num_columns, 1);
+    struct block_column blocks = first_blocks(format, matrix, row);
     gptoss_vector p[MAX_DOTS][VECTORS_A_HALF];
     for (int dot = 0; dot < num_rows * num_vectors; ++dot)
         for (int i = 0; i < VECTORS_A_HALF; ++i)
             p[dot][i] = gptoss_vector_set(0.0f);
     for (int64_t column = 0; column < matrix->num_columns; column += format.num_runs * RUN) {
-        add_block(format, blocks, row_bytes, x + column, distance, num_rows, num_vectors, p);
-        blocks += format.block_bytes;
+        add_block(format, &blocks, x + column, distance, num_rows, num_vectors, p);
+        next_blocks(format, &blocks);
     }
     for (int r = 0; r < num_rows; ++r)
         for (int v = 0; v < num_vectors; ++v)
@@ -67,11 +68,11 @@ GPTOSS_INLINE void matvec(struct format format, const struct gptoss_matrix *matr
     }
 }
 
-#define DEFINE(name, ...)                                                                          \
+#define DEFINE(name, format)                                                                       \
     gptoss_matvec_fn GPTOSS_KERNEL(matvec_##name);                                                 \
     void GPTOSS_KERNEL(matvec_##name)(const struct gptoss_matrix *matrix, int64_t first_row,       \
                                       int64_t num_rows, const float *x_lanes, int32_t num_vectors, \
                                       float *out) {                                                \
-        matvec(FORMAT(name, __VA_ARGS__), matrix, first_row, num_rows, x_lanes, num_vectors, out); \
+        matvec(format, matrix, first_row, num_rows, x_lanes, num_vectors, out);                    \
     }
 FOR_FORMATS(DEFINE)

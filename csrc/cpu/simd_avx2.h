@@ -37,6 +37,12 @@ GPTOSS_INLINE gptoss_vector gptoss_vector_from_bytes(__m128i bytes, int i) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low));
 }
 
+/* Eight binary16 numbers of 16, the low (i = 0) or the high ones. */
+GPTOSS_INLINE gptoss_vector gptoss_vector_from_halves(__m256i halves, int i) {
+    return _mm256_cvtph_ps(i == 0 ? _mm256_castsi256_si128(halves)
+                                  : _mm256_extracti128_si256(halves, 1));
+}
+
 /* All ones in the first n of 8 lanes; n may be below 0 or above 8. */
 GPTOSS_INLINE __m256i gptoss_first_lanes(int64_t n) {
     int count = n < 0 ? 0 : n > 8 ? 8 : (int)n;

@@ -36,6 +36,12 @@ GPTOSS_INLINE gptoss_vector gptoss_vector_from_bytes(__m128i bytes, int i) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 }
 
+/* Sixteen binary16 numbers; i is 0. */
+GPTOSS_INLINE gptoss_vector gptoss_vector_from_halves(__m256i halves, int i) {
+    (void)i;
+    return _mm512_cvtph_ps(halves);
+}
+
 /* The first n of 16 lanes, 0 <= n <= 16. */
 GPTOSS_INLINE __mmask16 gptoss_first_lanes(int64_t n) {
     return (__mmask16)((1u << n) - 1);

@@ -66,6 +66,50 @@ GPTOSS_INLINE gptoss_vector gptoss_vector_from_bytes(gptoss_bytes bytes, int i) 
     return vcvtq_f32_s32(four);
 }
 
+/* ---- sixteen halfwords ---- */
+
+typedef uint16x8x2_t gptoss_halves;
+
+/* The bytes, each in the high half. */
+GPTOSS_INLINE gptoss_halves gptoss_halves_from_bytes(gptoss_bytes a) {
+    const uint8x16_t zero = vdupq_n_u8(0);
+    return (gptoss_halves){
+        {vreinterpretq_u16_u8(vzip1q_u8(zero, a)), vreinterpretq_u16_u8(vzip2q_u8(zero, a))}};
+}
+/* Sixteen codes of 6 bits, which are 12 bytes from number `first` on, each in the high bits; what
+ * is below is left over from its neighbours. */
+GPTOSS_INLINE gptoss_halves gptoss_halves_from_six_bits(gptoss_bytes a, int first) {
+    static const uint8_t order[16] = {0, 1, 0, 1, 1, 2, 1, 2, 3, 4, 3, 4, 4, 5, 4, 5};
+    static const int16_t shifts[8] = {10, 4, 6, 0, 10, 4, 6, 0};
+    gptoss_halves out;
+    for (int h = 0; h < 2; ++h) {
+        uint8x16_t from = vaddq_u8(vld1q_u8(order), vdupq_n_u8((uint8_t)(first + 6 * h)));
+        out.val[h] = vshlq_u16(vreinterpretq_u16_u8(vqtbl1q_u8(a, from)), vld1q_s16(shifts));
+    }
+    return out;
+}
+/* (a >> shift) & mask of each, the sign bit moving in from the left. */
+GPTOSS_INLINE gptoss_halves gptoss_halves_shift(gptoss_halves a, int shift, int mask) {
+    for (int h = 0; h < 2; ++h) {
+        int16x8_t moved = vshlq_s16(vreinterpretq_s16_u16(a.val[h]), vdupq_n_s16((int16_t)-shift));
+        a.val[h] = vandq_u16(vreinterpretq_u16_s16(moved), vdupq_n_u16((uint16_t)mask));
+    }
+    return a;
+}
+/* All ones, a NaN, where all but the sign is equal to magnitude. */
+GPTOSS_INLINE gptoss_halves gptoss_halves_make_nan(gptoss_halves a, int magnitude) {
+    for (int h = 0; h < 2; ++h) {
+        uint16x8_t rest = vandq_u16(a.val[h], vdupq_n_u16(0x7FFF));
+        a.val[h] = vorrq_u16(a.val[h], vceqq_u16(rest, vdupq_n_u16((uint16_t)magnitude)));
+    }
+    return a;
+}
+/* Four binary16 numbers of 16, from 4 i on. */
+GPTOSS_INLINE gptoss_vector gptoss_vector_from_halves(gptoss_halves halves, int i) {
+    float16x8_t half = vreinterpretq_f16_u16(halves.val[i / 2]);
+    return i % 2 == 0 ? vcvt_f32_f16(vget_low_f16(half)) : vcvt_high_f32_f16(half);
+}
+
 GPTOSS_INLINE float gptoss_widen_f16(const uint8_t *half) {
     uint16_t bits;
     memcpy(&bits, half, sizeof bits);

@@ -85,7 +85,8 @@ enum gptoss_status gptoss_gpt2_bind(struct gptoss_model *model, struct gptoss_er
         .checkpoint = checkpoint,
         .config = model->config,
         .naming = gptoss_checkpoint_is_gguf(checkpoint) ? GPTOSS_NAMING_GGUF
-                  : gptoss_checkpoint_find(checkpoint, "wte.weight") != NULL
+                  : gptoss_checkpoint_find(checkpoint, "wte.weight") != NULL ||
+                          gptoss_checkpoint_find(checkpoint, "wte.weight_blocks") != NULL
                       ? GPTOSS_NAMING_ORIGINAL
                       : GPTOSS_NAMING_HUGGING_FACE,
         .error = error,

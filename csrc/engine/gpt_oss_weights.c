@@ -12,41 +12,6 @@
 
 /* ---- experts ---- */
 
-static enum gptoss_status bind_mxfp4(struct gptoss_binder *binder, const char *blocks,
-                                     const char *blocks_original, const char *scales,
-                                     const char *scales_original, int64_t num_rows,
-                                     int64_t num_columns, struct gptoss_weight *out) {
-    int64_t num_experts = binder->config->num_experts;
-    gptoss_binder_spell(binder, blocks, blocks_original, "");
-    if (num_columns % 32 != 0) {
-        gptoss_error_set(
-            binder->error, GPTOSS_ERROR_FORMAT,
-            "%s: MXFP4 needs an input size in whole blocks of 32, the configuration says %" PRId64,
-            binder->name, num_columns);
-        gptoss_error_where(binder->error, gptoss_checkpoint_config_file(binder->checkpoint),
-                           binder->name, -1);
-        gptoss_error_expected(binder->error, "a multiple of 32");
-        gptoss_error_found(binder->error, "%" PRId64, num_columns);
-        return GPTOSS_ERROR_FORMAT;
-    }
-    const struct gptoss_tensor *codes, *exponents;
-    const int64_t shape[4] = {num_experts, num_rows, num_columns / 32, 16};
-    GPTOSS_TRY(gptoss_binder_find(binder, 1u << GPTOSS_DTYPE_U8, 4, shape, &codes));
-    gptoss_binder_spell(binder, scales, scales_original, "");
-    GPTOSS_TRY(gptoss_binder_find(binder, 1u << GPTOSS_DTYPE_U8, 3, shape, &exponents));
-    *out = (struct gptoss_weight){
-        .dtype = GPTOSS_DTYPE_MXFP4,
-        .num_matrices = num_experts,
-        .num_rows = num_rows,
-        .num_columns = num_columns,
-        .data = codes->data,
-        .scales = exponents->data,
-        .matrix_bytes = (uint64_t)num_rows * (uint64_t)num_columns / 2,
-        .scale_matrix_bytes = (uint64_t)num_rows * (uint64_t)num_columns / 32,
-    };
-    return GPTOSS_OK;
-}
-
 /* One tensor for all experts. Hugging Face stores [experts][inputs][outputs], the others
  * [experts][outputs][inputs]. */
 static enum gptoss_status bind_whole_experts(struct gptoss_binder *binder, uint32_t dtypes,
@@ -68,6 +33,16 @@ static enum gptoss_status bind_whole_experts(struct gptoss_binder *binder, uint3
         .matrix_bytes = tensor->num_bytes / (uint64_t)num_experts,
     };
     return GPTOSS_OK;
+}
+
+/* As one tensor, or in two planes. */
+static enum gptoss_status bind_either(struct gptoss_binder *binder, int64_t num_rows,
+                                      int64_t num_columns, struct gptoss_weight *out) {
+    if (gptoss_checkpoint_find(binder->checkpoint, binder->name) != NULL)
+        return bind_whole_experts(binder, GPTOSS_FLOAT_DTYPES, num_rows, num_columns, out);
+    char separator = binder->naming == GPTOSS_NAMING_ORIGINAL ? '.' : '_';
+    return gptoss_bind_planes(binder, separator, binder->config->num_experts, num_rows, num_columns,
+                              out);
 }
 
 /* Gate and up apart, each in a format of its own. */
@@ -98,23 +73,10 @@ static enum gptoss_status bind_experts(struct gptoss_binder *binder,
         return bind_gguf_experts(binder, layer);
     gptoss_binder_spell(binder, "model.layers.%d.mlp.experts.gate_up_proj",
                         "block.%d.mlp.mlp1_weight", "");
-    if (gptoss_checkpoint_find(binder->checkpoint, binder->name) != NULL) {
-        GPTOSS_TRY(bind_whole_experts(binder, GPTOSS_FLOAT_DTYPES, 2 * intermediate, hidden,
-                                      &layer->gate_up));
-        gptoss_binder_spell(binder, "model.layers.%d.mlp.experts.down_proj",
-                            "block.%d.mlp.mlp2_weight", "");
-        GPTOSS_TRY(
-            bind_whole_experts(binder, GPTOSS_FLOAT_DTYPES, hidden, intermediate, &layer->down));
-    } else {
-        GPTOSS_TRY(bind_mxfp4(
-            binder, "model.layers.%d.mlp.experts.gate_up_proj_blocks",
-            "block.%d.mlp.mlp1_weight.blocks", "model.layers.%d.mlp.experts.gate_up_proj_scales",
-            "block.%d.mlp.mlp1_weight.scales", 2 * intermediate, hidden, &layer->gate_up));
-        GPTOSS_TRY(bind_mxfp4(
-            binder, "model.layers.%d.mlp.experts.down_proj_blocks",
-            "block.%d.mlp.mlp2_weight.blocks", "model.layers.%d.mlp.experts.down_proj_scales",
-            "block.%d.mlp.mlp2_weight.scales", hidden, intermediate, &layer->down));
-    }
+    GPTOSS_TRY(bind_either(binder, 2 * intermediate, hidden, &layer->gate_up));
+    gptoss_binder_spell(binder, "model.layers.%d.mlp.experts.down_proj", "block.%d.mlp.mlp2_weight",
+                        "");
+    GPTOSS_TRY(bind_either(binder, hidden, intermediate, &layer->down));
     gptoss_binder_spell(binder, "model.layers.%d.mlp.experts.gate_up_proj_bias",
                         "block.%d.mlp.mlp1_bias", "");
     GPTOSS_TRY(

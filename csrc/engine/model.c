@@ -286,7 +286,7 @@ static void decode_row(const struct gptoss_weight *weight, int64_t matrix, int64
     const uint8_t *data = weight->data + (uint64_t)matrix * weight->matrix_bytes;
     if (!weight->transposed) {
         const uint8_t *scales = NULL;
-        if (weight->dtype == GPTOSS_DTYPE_MXFP4)
+        if (gptoss_dtype_has_planes(weight->dtype))
             scales = weight->scales + (uint64_t)matrix * weight->scale_matrix_bytes +
                      (uint64_t)row * columns / 32;
         gptoss_decode_row(weight->dtype,

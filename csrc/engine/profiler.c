@@ -123,7 +123,7 @@ void gptoss_profiler_reset(struct gptoss_profiler *profiler) {
 static uint64_t matrix_bytes(const struct gptoss_weight *weight) {
     uint64_t rows = (uint64_t)weight->num_rows, columns = (uint64_t)weight->num_columns;
     uint64_t num_bytes = rows * gptoss_dtype_row_bytes(weight->dtype, columns);
-    return weight->dtype == GPTOSS_DTYPE_MXFP4 ? num_bytes + rows * columns / 32 : num_bytes;
+    return gptoss_dtype_has_planes(weight->dtype) ? num_bytes + rows * columns / 32 : num_bytes;
 }
 
 static uint64_t vector_bytes(const struct gptoss_vector *vector) {

@@ -42,9 +42,17 @@ enum gptoss_status gptoss_binder_find(struct gptoss_binder *binder, uint32_t dty
 /* num_vectors vectors, or 0: one, stored without that dimension. */
 enum gptoss_status gptoss_bind_vector(struct gptoss_binder *binder, int64_t num_vectors,
                                       int64_t num_elements, struct gptoss_vector *out);
+/* Whether there is a tensor of the name, or NAME_blocks, the codes of one in two planes. */
+bool gptoss_binder_has(const struct gptoss_binder *binder);
 enum gptoss_status gptoss_bind_matrix(struct gptoss_binder *binder, int64_t num_rows,
                                       int64_t num_columns, struct gptoss_weight *out);
-/* A matrix stored [inputs][outputs]. */
+/* num_matrices matrices, or 0: one, stored without that dimension, as NAME_blocks and NAME_scales:
+ * [matrices][outputs][inputs / 32][bytes of a block] and [matrices][outputs][inputs / 32]. Those
+ * of openai's release have a '.' for a separator. */
+enum gptoss_status gptoss_bind_planes(struct gptoss_binder *binder, char separator,
+                                      int64_t num_matrices, int64_t num_rows, int64_t num_columns,
+                                      struct gptoss_weight *out);
+/* A matrix stored [inputs][outputs]; in two planes it lies as others do. */
 enum gptoss_status gptoss_bind_transposed(struct gptoss_binder *binder, int64_t num_rows,
                                           int64_t num_columns, struct gptoss_weight *out);
 /* The output matrix; the embedding serves where the configuration ties them and there is none. */

@@ -1,5 +1,6 @@
-/* The block formats of GGUF whose weights count as float32: what element `index` of a row is. These
- * functions are the specification; the SIMD kernels give the same bits.
+/* The block formats whose weights count as float32, of GGUF and, at the end, MXFP6 and MXFP8: what
+ * element `index` of a row is. These functions are the specification; the SIMD kernels give the
+ * same bits.
  *
  * A block has an f16 scale d, and in some formats a second one for minima. The formats of 256
  * elements divide a block into parts of 16 or 32 with a small integer scale, and in some a minimum,
@@ -155,5 +156,31 @@ static inline float gptoss_element_q6_k(const uint8_t *row, int64_t index) {
     float scale = gptoss_load_f16(block + 208) * (float)(int8_t)block[192 + index % 256 / 16];
     return scale * (float)(code - 32);
 }
+
+/* ---- MXFP6 and MXFP8: codes and E8M0 scales in two planes, blocks of 32 ---- */
+
+/* X(name, NAME, bytes of a block's codes, bits, bits of the mantissa, min_exponent, max_code as in
+ * gptoss_float_from_mx) */
+#define GPTOSS_FOR_PLANE_FORMATS(X)                                                                \
+    X(mxfp6_e2m3, MXFP6_E2M3, 24, 6, 3, 0, 0x1F)                                                   \
+    X(mxfp6_e3m2, MXFP6_E3M2, 24, 6, 2, -2, 0x1F)                                                  \
+    X(mxfp8_e4m3, MXFP8_E4M3, 32, 8, 3, -6, 0x7E)                                                  \
+    X(mxfp8_e5m2, MXFP8_E5M2, 32, 8, 2, -14, 0x7B)
+
+/* Bits 6 i to 6 i + 5 of a row, counted from the lowest bit of its first byte. */
+static inline uint32_t gptoss_six_bit_code(const uint8_t *row, int64_t i) {
+    const uint8_t *three = row + i / 4 * 3;
+    return (three[0] | (uint32_t)three[1] << 8 | (uint32_t)three[2] << 16) >> i % 4 * 6 & 63;
+}
+
+/* code * scale: exact, but infinite beyond the range of float32. */
+#define GPTOSS_DEFINE_PLANE_ELEMENT(name, NAME, block_bytes, num_bits, ...)                        \
+    static inline float gptoss_element_##name(const uint8_t *row, const uint8_t *scales,           \
+                                              int64_t index) {                                     \
+        uint32_t code = num_bits == 6 ? gptoss_six_bit_code(row, index) : row[index];              \
+        return gptoss_float_from_mx(code, num_bits, __VA_ARGS__) *                                 \
+               gptoss_float_from_e8m0(scales[index / 32]);                                         \
+    }
+GPTOSS_FOR_PLANE_FORMATS(GPTOSS_DEFINE_PLANE_ELEMENT)
 
 #endif

@@ -7,22 +7,35 @@
 static const struct {
     const char *name;
     uint16_t block, block_bytes;
-} dtypes[] = {
-    [GPTOSS_DTYPE_F32] = {"F32", 1, 4},         [GPTOSS_DTYPE_F16] = {"F16", 1, 2},
-    [GPTOSS_DTYPE_BF16] = {"BF16", 1, 2},       [GPTOSS_DTYPE_F64] = {"F64", 1, 8},
-    [GPTOSS_DTYPE_U8] = {"U8", 1, 1},           [GPTOSS_DTYPE_I8] = {"I8", 1, 1},
-    [GPTOSS_DTYPE_U16] = {"U16", 1, 2},         [GPTOSS_DTYPE_I16] = {"I16", 1, 2},
-    [GPTOSS_DTYPE_U32] = {"U32", 1, 4},         [GPTOSS_DTYPE_I32] = {"I32", 1, 4},
-    [GPTOSS_DTYPE_U64] = {"U64", 1, 8},         [GPTOSS_DTYPE_I64] = {"I64", 1, 8},
-    [GPTOSS_DTYPE_BOOL] = {"BOOL", 1, 1},       [GPTOSS_DTYPE_F8_E4M3] = {"F8_E4M3", 1, 1},
-    [GPTOSS_DTYPE_F8_E5M2] = {"F8_E5M2", 1, 1}, [GPTOSS_DTYPE_MXFP4] = {"MXFP4", 32, 16},
-    [GPTOSS_DTYPE_Q8_0] = {"Q8_0", 32, 34},     [GPTOSS_DTYPE_MXFP4_GGUF] = {"MXFP4_GGUF", 32, 17},
-    [GPTOSS_DTYPE_Q4_0] = {"Q4_0", 32, 18},     [GPTOSS_DTYPE_Q4_1] = {"Q4_1", 32, 20},
-    [GPTOSS_DTYPE_Q5_0] = {"Q5_0", 32, 22},     [GPTOSS_DTYPE_Q5_1] = {"Q5_1", 32, 24},
-    [GPTOSS_DTYPE_Q2_K] = {"Q2_K", 256, 84},    [GPTOSS_DTYPE_Q3_K] = {"Q3_K", 256, 110},
-    [GPTOSS_DTYPE_Q4_K] = {"Q4_K", 256, 144},   [GPTOSS_DTYPE_Q5_K] = {"Q5_K", 256, 176},
-    [GPTOSS_DTYPE_Q6_K] = {"Q6_K", 256, 210},
-};
+} dtypes[] = {[GPTOSS_DTYPE_F32] = {"F32", 1, 4},
+              [GPTOSS_DTYPE_F16] = {"F16", 1, 2},
+              [GPTOSS_DTYPE_BF16] = {"BF16", 1, 2},
+              [GPTOSS_DTYPE_F64] = {"F64", 1, 8},
+              [GPTOSS_DTYPE_U8] = {"U8", 1, 1},
+              [GPTOSS_DTYPE_I8] = {"I8", 1, 1},
+              [GPTOSS_DTYPE_U16] = {"U16", 1, 2},
+              [GPTOSS_DTYPE_I16] = {"I16", 1, 2},
+              [GPTOSS_DTYPE_U32] = {"U32", 1, 4},
+              [GPTOSS_DTYPE_I32] = {"I32", 1, 4},
+              [GPTOSS_DTYPE_U64] = {"U64", 1, 8},
+              [GPTOSS_DTYPE_I64] = {"I64", 1, 8},
+              [GPTOSS_DTYPE_BOOL] = {"BOOL", 1, 1},
+              [GPTOSS_DTYPE_F8_E4M3] = {"F8_E4M3", 1, 1},
+              [GPTOSS_DTYPE_F8_E5M2] = {"F8_E5M2", 1, 1},
+              [GPTOSS_DTYPE_MXFP4] = {"MXFP4", 32, 16},
+              [GPTOSS_DTYPE_Q8_0] = {"Q8_0", 32, 34},
+              [GPTOSS_DTYPE_MXFP4_GGUF] = {"MXFP4_GGUF", 32, 17},
+              [GPTOSS_DTYPE_Q4_0] = {"Q4_0", 32, 18},
+              [GPTOSS_DTYPE_Q4_1] = {"Q4_1", 32, 20},
+              [GPTOSS_DTYPE_Q5_0] = {"Q5_0", 32, 22},
+              [GPTOSS_DTYPE_Q5_1] = {"Q5_1", 32, 24},
+              [GPTOSS_DTYPE_Q2_K] = {"Q2_K", 256, 84},
+              [GPTOSS_DTYPE_Q3_K] = {"Q3_K", 256, 110},
+              [GPTOSS_DTYPE_Q4_K] = {"Q4_K", 256, 144},
+              [GPTOSS_DTYPE_Q5_K] = {"Q5_K", 256, 176},
+              [GPTOSS_DTYPE_Q6_K] = {"Q6_K", 256, 210},
+#define PLANES(name, NAME, block_bytes, ...) [GPTOSS_DTYPE_##NAME] = {#NAME, 32, block_bytes},
+              GPTOSS_FOR_PLANE_FORMATS(PLANES)};
 
 static bool is_known(enum gptoss_dtype dtype) {
     return (size_t)dtype < sizeof dtypes / sizeof dtypes[0];
@@ -38,6 +51,10 @@ size_t gptoss_dtype_bytes(enum gptoss_dtype dtype) {
 
 uint32_t gptoss_dtype_block(enum gptoss_dtype dtype) {
     return dtypes[dtype].block;
+}
+
+bool gptoss_dtype_has_planes(enum gptoss_dtype dtype) {
+    return dtype == GPTOSS_DTYPE_MXFP4 || dtype >= GPTOSS_DTYPE_MXFP6_E2M3;
 }
 
 uint64_t gptoss_dtype_row_bytes(enum gptoss_dtype dtype, uint64_t num_elements) {
@@ -123,6 +140,14 @@ static void decode_mxfp4_gguf(const uint8_t *block, size_t num_blocks, float *ou
 DECODE_BLOCKS(q8_0, Q8_0, 34)
 GPTOSS_FOR_BLOCK_FORMATS(DECODE_BLOCKS)
 
+#define DECODE_PLANES(name, ...)                                                                   \
+    static void decode_##name(const uint8_t *row, const uint8_t *scales, size_t num_elements,      \
+                              float *out) {                                                        \
+        for (size_t i = 0; i < num_elements; ++i)                                                  \
+            out[i] = gptoss_element_##name(row, scales, (int64_t)i);                               \
+    }
+GPTOSS_FOR_PLANE_FORMATS(DECODE_PLANES)
+
 void gptoss_decode_row(enum gptoss_dtype dtype, const uint8_t *data, const uint8_t *scales,
                        size_t num_elements, float *out) {
     switch (dtype) {
@@ -132,6 +157,9 @@ void gptoss_decode_row(enum gptoss_dtype dtype, const uint8_t *data, const uint8
 #define DECODE(name, NAME, block_bytes)                                                            \
     case GPTOSS_DTYPE_##NAME: decode_##name(data, num_elements, out); break;
         GPTOSS_FOR_BLOCK_FORMATS(DECODE)
+#define DECODE_BOTH(name, NAME, ...)                                                               \
+    case GPTOSS_DTYPE_##NAME: decode_##name(data, scales, num_elements, out); break;
+        GPTOSS_FOR_PLANE_FORMATS(DECODE_BOTH)
     default: gptoss_decode_elements(dtype, data, num_elements, out);
     }
 }

@@ -51,19 +51,9 @@ static void encode_int8(const float *scaled, uint8_t *codes) {
 }
 
 static void decode_floats(const struct gptoss_mx_format *format, const uint8_t *codes, float *out) {
-    uint32_t sign = 1u << (format->num_bits - 1), max_code = format->max_code;
-    int shift = 23 - format->mantissa_bits;
-    /* The code's bits are those of a float32 with another bias, subnormals included. */
-    float rebias = power_of_two(126 + format->min_exponent);
-    for (size_t i = 0; i < GPTOSS_MX_BLOCK; ++i) {
-        uint32_t magnitude = codes[i] & (sign - 1);
-        float value = gptoss_float_from_bits(magnitude << shift) * rebias;
-        uint32_t bits = gptoss_bits_from_float(value);
-        /* Beyond the largest number: E4M3 has NaN alone, E5M2 infinity first. */
-        uint32_t special = magnitude == 0x7C ? 0x7F800000u : 0x7FC00000u;
-        bits = magnitude > max_code ? special : bits;
-        out[i] = gptoss_float_from_bits(bits | (codes[i] & sign) << (32 - format->num_bits));
-    }
+    for (size_t i = 0; i < GPTOSS_MX_BLOCK; ++i)
+        out[i] = gptoss_float_from_mx(codes[i], format->num_bits, format->mantissa_bits,
+                                      format->min_exponent, format->max_code);
 }
 
 static void encode_elements(enum gptoss_mx_element element, const float *scaled, uint8_t *codes) {

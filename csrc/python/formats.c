@@ -138,7 +138,7 @@ static PyObject *mx_decode_f16_scaled(PyObject *module, PyObject *arguments) {
 /* ---- storage formats of weights ---- */
 
 static bool find_dtype(const char *name, enum gptoss_dtype *dtype_out) {
-    for (int i = 0; i <= GPTOSS_DTYPE_Q6_K; ++i)
+    for (int i = 0; i <= GPTOSS_DTYPE_MXFP8_E5M2; ++i)
         if (strcmp(gptoss_dtype_name((enum gptoss_dtype)i), name) == 0) {
             *dtype_out = (enum gptoss_dtype)i;
             return true;
@@ -180,9 +180,10 @@ static PyObject *encode_blocks(PyObject *module, PyObject *arguments) {
                : NULL;
 }
 
-/* Whether gptoss_decode_row knows a format; MXFP4 alone has its scales elsewhere. */
+/* Whether gptoss_decode_row knows a format whose blocks hold their scales. */
 static bool can_decode(enum gptoss_dtype dtype) {
-    return dtype <= GPTOSS_DTYPE_BF16 || dtype >= GPTOSS_DTYPE_Q8_0;
+    return dtype <= GPTOSS_DTYPE_BF16 ||
+           (dtype >= GPTOSS_DTYPE_Q8_0 && !gptoss_dtype_has_planes(dtype));
 }
 
 /* decode_blocks(format, blocks, out) */

@@ -24,8 +24,8 @@ static const char *const layout_names[GPTOSS_NUM_LAYOUTS] = {
     [GPTOSS_LAYOUT_MXFP4] = "mxfp4",
     [GPTOSS_LAYOUT_MXFP4_GGUF] = "mxfp4_gguf",
     [GPTOSS_LAYOUT_Q8_0] = "q8_0",
-#define NAME_OF(name, NAME, block_bytes) [GPTOSS_LAYOUT_##NAME] = #name,
-    GPTOSS_FOR_BLOCK_FORMATS(NAME_OF)};
+#define NAME_OF(name, NAME, ...) [GPTOSS_LAYOUT_##NAME] = #name,
+    GPTOSS_FOR_BLOCK_FORMATS(NAME_OF) GPTOSS_FOR_PLANE_FORMATS(NAME_OF)};
 
 /* ---- the list ---- */
 
@@ -132,7 +132,7 @@ static void matrix_extent(const struct gptoss_matrix *matrix, int64_t end_row, i
     int64_t width = transposed ? end_row : matrix->num_columns;
     uint64_t bytes = gptoss_dtype_row_bytes(gptoss_layout_dtype(matrix->layout), (uint64_t)width);
     *data_out = (num_stored - 1) * matrix->row_bytes + (int64_t)bytes;
-    *scales_out = matrix->layout == GPTOSS_LAYOUT_MXFP4
+    *scales_out = gptoss_dtype_has_planes(gptoss_layout_dtype(matrix->layout))
                       ? (end_row - 1) * matrix->scale_row_bytes + matrix->num_columns / 32
                       : 0;
 }

@@ -156,8 +156,8 @@ PyObject *gptoss_python_shape(const int64_t *shape, int num_dims) {
     return tuple;
 }
 
-/* tensors() -> [(name, dtype, shape, num_bytes, file, file_offset), ...] in the engine's order.
- * Shapes count elements. */
+/* tensors() -> [(name, dtype, shape, num_bytes, file, file_offset, weight_dtype), ...] in the
+ * engine's order. Shapes count elements. */
 static PyObject *list_tensors(PyObject *self, PyObject *unused) {
     (void)unused;
     struct gptoss_python_owner *owner = gptoss_python_model_owner(self);
@@ -168,10 +168,10 @@ static PyObject *list_tensors(PyObject *self, PyObject *unused) {
     for (size_t i = 0; list != NULL && i < count; i++) {
         const struct gptoss_tensor *tensor = gptoss_model_tensor(owner->model, i);
         PyObject *item = Py_BuildValue(
-            "(NsNKNK)", gptoss_python_text(tensor->name), gptoss_dtype_name(tensor->dtype),
+            "(NsNKNKs)", gptoss_python_text(tensor->name), gptoss_dtype_name(tensor->dtype),
             gptoss_python_shape(tensor->shape, tensor->num_dims),
             (unsigned long long)tensor->num_bytes, PyUnicode_DecodeFSDefault(tensor->file),
-            (unsigned long long)tensor->file_offset);
+            (unsigned long long)tensor->file_offset, gptoss_dtype_name(tensor->weight_dtype));
         if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) != 0)
             Py_CLEAR(list);
     }

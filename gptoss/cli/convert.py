@@ -23,6 +23,14 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Threads to use; default: one for each processor."),
 ]
+ShardSize = Annotated[
+    str | None,
+    typer.Option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="What a .safetensors file holds at most, such as 500MB; default: 5GB.",
+    ),
+]
 
 
 def show(report: Report, as_json: bool) -> None:
@@ -55,13 +63,7 @@ def run(
             metavar="gguf|hf", help="Layout of the output; default: gguf for a name in .gguf."
         ),
     ] = None,
-    max_shard_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="What a .safetensors file holds at most, such as 500MB; default: 5GB.",
-        ),
-    ] = None,
+    max_shard_size: ShardSize = None,
     force: Force = False,
     threads: Threads = None,
     as_json: options.Json = False,

@@ -53,11 +53,12 @@ def category_of(name: str) -> str:
 
 
 def parameters_of(info: TensorInfo) -> int:
-    """Weights that a tensor holds: two per byte of MXFP4 codes, none in a plane of scales."""
-    count = math.prod(info.element_shape)
+    """Weights that a tensor holds, none in a plane of scales."""
     if re.search(r"[._]scales$", info.name):
         return 0
-    return 2 * count if re.search(r"[._]blocks$", info.name) else count
+    if info.weight_format != info.format:  # codes in blocks of 32
+        return 32 * math.prod(info.shape[:-1])
+    return math.prod(info.element_shape)
 
 
 def kv_bytes(config: Config, context: int, dtype: str) -> int:
@@ -151,7 +152,7 @@ def describe(model: gptoss.Model, context: int) -> dict[str, Any]:
         "tensors": [
             {
                 "name": info.name,
-                "dtype": str(info.dtype) if info.element_shape == info.shape else info.format,
+                "dtype": _dtype(info),
                 "shape": list(info.element_shape),
                 "bytes": info.num_bytes,
                 "file": str(info.file),
@@ -160,6 +161,12 @@ def describe(model: gptoss.Model, context: int) -> dict[str, Any]:
             for info in infos
         ],
     }
+
+
+def _dtype(info: TensorInfo) -> str:
+    """The array's, or the format of the weights in blocks."""
+    is_plain = info.element_shape == info.shape and info.weight_format == info.format
+    return str(info.dtype) if is_plain else info.weight_format
 
 
 def _shape(sizes: Iterable[int]) -> str:

@@ -156,13 +156,18 @@ static uint8_t random_scale(int64_t rarity) {
 /* ---- matrices ---- */
 
 static const char *const layout_names[] = {
-    "f32",   "f16",        "bf16", "f32_transposed", "f16_transposed", "bf16_transposed",
-    "mxfp4", "mxfp4_gguf", "q8_0", "q4_0",           "q4_1",           "q5_0",
-    "q5_1",  "q2_k",       "q3_k", "q4_k",           "q5_k",           "q6_k"};
+    "f32",        "f16",        "bf16",       "f32_transposed", "f16_transposed", "bf16_transposed",
+    "mxfp4",      "mxfp4_gguf", "q8_0",       "q4_0",           "q4_1",           "q5_0",
+    "q5_1",       "q2_k",       "q3_k",       "q4_k",           "q5_k",           "q6_k",
+    "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8_e4m3", "mxfp8_e5m2"};
 _Static_assert(COUNT(layout_names) == GPTOSS_NUM_LAYOUTS, "a layout without a name");
 
 static int64_t block_of(enum gptoss_layout layout) {
     return gptoss_dtype_block(gptoss_layout_dtype(layout));
+}
+
+static bool has_planes(enum gptoss_layout layout) {
+    return gptoss_dtype_has_planes(gptoss_layout_dtype(layout));
 }
 
 /* The elements of one stored row. */
@@ -195,8 +200,11 @@ static void fill_stored_row(uint8_t *row, enum gptoss_layout layout, int64_t cou
     }
     for (int64_t i = 0; i < num_bytes; ++i)
         row[i] = (uint8_t)(random_bits() & (rarity == UNDERFLOW ? 0x77 : 0xFF));
+    /* NaN and infinite codes of 8 bits are rare. */
+    for (int64_t i = 0; i < num_bytes && layout >= GPTOSS_LAYOUT_MXFP8_E4M3; ++i)
+        row[i] &= random_below(8 * count) == 0 ? 0xFF : 0xBF;
     place_of_halves(layout, &at, &half_bytes);
-    for (int64_t i = 0; i < count && layout != GPTOSS_LAYOUT_MXFP4; i += block) {
+    for (int64_t i = 0; i < count && !has_planes(layout); i += block) {
         if (layout == GPTOSS_LAYOUT_MXFP4_GGUF)
             row[i / block * 17] = random_scale(rarity);
         else
@@ -213,7 +221,7 @@ static struct gptoss_matrix random_matrix(enum gptoss_layout layout, int64_t num
     uint8_t *data = place(WEIGHTS, (num_stored - 1) * row_bytes + bytes), *scales = NULL;
     for (int64_t r = 0; r < num_stored; ++r)
         fill_stored_row(data + r * row_bytes, layout, width, rarity);
-    if (layout == GPTOSS_LAYOUT_MXFP4) {
+    if (has_planes(layout)) {
         scales = place(SCALES, (num_rows - 1) * scale_row_bytes + num_blocks);
         for (int64_t r = 0; r < num_rows; ++r)
             for (int64_t b = 0; b < num_blocks; ++b)
