@@ -1,4 +1,4 @@
-"""gpt-oss between the layouts that models come in: GGUF for llama.cpp, Hugging Face's safetensors.
+"""Models between the layouts that they come in: GGUF for llama.cpp, Hugging Face's safetensors.
 
     gptoss.convert("~/models/gpt-oss-20b", "gpt-oss-20b.gguf")
     gptoss.convert("gpt-oss-20b.gguf", "gpt-oss-20b-hf")
@@ -20,17 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from gptoss import write_gguf
+from gptoss import dense, write_gguf
 from gptoss.errors import ArgumentError, UnsupportedError, refuse_unknown_options
 from gptoss.model import PLANES, Config, Model
-from gptoss.output import check_output, complete_file
-from gptoss.weights import Array, Source, Weight, in_order
+from gptoss.output import check_output, complete_file, parse_size
+from gptoss.rope import yarn_attention_factor
+from gptoss.weights import F32_ENDS, Array, Source, Weight, in_order
 from gptoss.write_gguf import TYPES
-from gptoss.write_hugging_face import (
-    hugging_face_config,
-    write_hugging_face,
-    yarn_attention_factor,
-)
+from gptoss.write_hugging_face import hugging_face_config, write_hugging_face
+from gptoss.write_tokenizer import tokenizer_values
 
 Progress = Callable[[int, int], object]
 Metadata = dict[str, tuple[int, Any]]  # key -> (GGUF's number of the type, value)
@@ -59,24 +57,28 @@ def convert(
     output: str | os.PathLike[str],
     *,
     to: str | None = None,
+    max_shard_size: int | str | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Writes gpt-oss in another layout.
+    """Writes a model of gpt-oss, llama or gpt2 in another layout.
 
-    To GGUF, dense weights and experts keep their format, MXFP4 in llama.cpp's order of nibbles;
-    norms, biases, sinks and routers become F32, which llama.cpp demands, and MXFP6 and MXFP8, which
-    no type of GGUF holds, BF16; the tokenizer becomes metadata, and from GGUF tokenizer.json again.
-    To Hugging Face's layout, F32 becomes BF16 where that changes no value, and blocks that it does
-    not know are decoded and rounded to BF16. Hugging Face to GGUF and back gives the same bytes in
-    every tensor, but of MXFP6 and MXFP8.
+    To GGUF, matrices and experts keep their format, MXFP4 in llama.cpp's order of nibbles; norms,
+    biases, sinks, routers and learned positions become F32, which llama.cpp demands, and MXFP6 and
+    MXFP8, which no type of GGUF holds, BF16; the tokenizer becomes metadata, and from GGUF
+    tokenizer.json again. To Hugging Face's layout, F32 becomes BF16 where that changes no value,
+    and what is not a matrix the embedding's format; blocks that the layout does not know are
+    decoded and rounded to BF16. Hugging Face to GGUF and back gives the same bytes in every tensor,
+    but of MXFP6, MXFP8 and, outside experts, MXFP4.
 
     Args:
         source: a model as Model takes it: a directory in Hugging Face's or the original layout, a
             .safetensors or .gguf file, "demo", a name in the Hugging Face cache.
         output: the .gguf file, or the directory, to be made.
         to: "gguf" or "hf"; by default "gguf" if output ends in .gguf, else "hf".
+        max_shard_size: to "hf", what a file of weights holds at most, in bytes or as in "5GB", the
+            default; more become several and an index. A tensor that is larger has its own.
         force: replace an output that exists. A directory is replaced only if it holds nothing but
             the files of a model.
         threads: by default one for each processor.
@@ -89,17 +91,26 @@ def convert(
     to = to or ("gguf" if target.suffix == ".gguf" else "hf")
     if to not in LAYOUTS:
         raise ArgumentError(f"to must be 'gguf' or 'hf', not {to!r}")
+    shard_bytes = require_shard_bytes(max_shard_size, to)
     files = Source(source)
     if to == "hf":
-        return to_hugging_face(files, target, force, threads, progress)
+        return to_hugging_face(files, target, shard_bytes, force, threads, progress)
     weights = files.weights()
     plan = [Planned(weight, gguf_format(files, weight)) for weight in weights]
     return write_planned(files, plan, target, force, threads, progress, notes=_decoded(plan))
 
 
+def require_shard_bytes(max_shard_size: int | str | None, to: str) -> int:
+    """What a file of weights holds at most. ArgumentError."""
+    if to == "gguf" and max_shard_size is not None:
+        raise ArgumentError("max_shard_size is for Hugging Face's layout; a GGUF file is one")
+    return parse_size("5GB" if max_shard_size is None else max_shard_size)
+
+
 def to_hugging_face(
     files: Source,
     output: Path,
+    shard_bytes: int,
     force: bool,
     threads: int | None,
     progress: Progress | None,
@@ -110,16 +121,13 @@ def to_hugging_face(
         config, tokenizer = model.config, model.tokenizer
     weights = files.weights() if weights is None else weights
     formats, num_bytes, notes = write_hugging_face(
-        files, weights, config, tokenizer, output, force=force, threads=threads, progress=progress
+        files, weights, config, tokenizer, output, shard_bytes, force, threads, progress
     )
     source_bytes = sum(weight.num_bytes for weight in weights)
     return Report(output, formats, source_bytes, num_bytes, notes)
 
 
 # ---- GGUF ----
-
-# What llama.cpp demands in F32, by the ends of names, and what is never quantised unasked.
-F32_ENDS = (".bias", "_norm.weight", "attn_sinks.weight", "ffn_gate_inp.weight")
 
 
 # Formats that no type of GGUF holds.
@@ -135,7 +143,9 @@ def gguf_format(files: Source, weight: Weight) -> str:
 
 def _decoded(plan: Sequence[Planned]) -> tuple[str, ...]:
     """Notes on weights that no type of GGUF holds. BF16 has all values of MXFP6 and MXFP8."""
-    formats = Counter(p.weight.format for p in plan if p.weight.format in PLANES_ALONE)
+    formats = Counter(
+        p.weight.format for p in plan if p.weight.format in PLANES_ALONE and p.type == "BF16"
+    )
     return tuple(
         f"weights of {format}, which GGUF has no type for, become BF16 ({count} tensors)"
         for format, count in formats.items()
@@ -233,12 +243,16 @@ def _metadata(files: Source, plan: Sequence[Planned], output: Path) -> Metadata:
         return _copied_metadata(files) | {"general.file_type": file_type}
     with Model(files.path, threads=1) as model:
         config, tokenizer = model.config, model.tokenizer
-    _require_expressible(config)
-    values = write_gguf.metadata(hugging_face_config(config), output.stem, tokenizer)
-    if tokenizer is None:  # no stand-in for what a model is used with
-        values = {key: value for key, value in values.items() if not key.startswith("tokenizer.")}
+    if config.architecture == "gpt_oss":
+        _require_expressible(config)
+        values = write_gguf.gpt_oss_values(hugging_face_config(config), output.stem)
+    else:
+        values = dense.gguf_values(config, output.stem)
+    if tokenizer is None:
         values["tokenizer.ggml.model"] = (_STRING, "none")
-        values["gpt-oss.vocab_size"] = (_UINT32, config.vocab_size)
+        values[f"{values['general.architecture'][1]}.vocab_size"] = (_UINT32, config.vocab_size)
+    else:
+        values |= tokenizer_values(tokenizer, config.vocab_size)
     return values | {"general.file_type": file_type}
 
 
@@ -262,7 +276,6 @@ def _require_expressible(config: Config) -> None:
         "full_attention" if layer % 2 else "sliding_attention" for layer in range(config.num_layers)
     )
     for name, found, expected in (
-        ("architecture", config.architecture, "gpt_oss"),
         ("layer_types", config.layer_types, alternating),
         ("attention_bias", config.attention_bias, True),
         ("swiglu_limit", config.swiglu_limit, 7.0),

@@ -7,22 +7,58 @@ an error or Ctrl-C removes it. Nothing is overwritten unless asked, the input ne
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
 from gptoss.errors import ArgumentError, FileError
 
 # What a model directory of ours may consist of, and so what force may replace.
-MODEL_FILES = frozenset(
+TOKENIZER_FILES = frozenset(
     (
-        *("config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"),
-        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+        *("generation_config.json", "chat_template.jinja", "tokenizer.json"),
+        *("tokenizer_config.json", "special_tokens_map.json"),
     )
 )
+INDEX_FILE = "model.safetensors.index.json"
+_MODEL_FILE = re.compile(r"config\.json|model(-[0-9]{5,}-of-[0-9]{5,})?\.safetensors")
+
+
+def _is_of_a_model(name: str) -> bool:
+    return name in TOKENIZER_FILES or name == INDEX_FILE or bool(_MODEL_FILE.fullmatch(name))
+
+
+def shard_names(count: int) -> list[str]:
+    """What count files of weights are called."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(B|KB|MB|GB|TB|KIB|MIB|GIB|TIB)?", re.ASCII)
+_UNITS = {"B": 1} | {
+    f"{letter}{end}": base**power
+    for power, letter in enumerate("KMGT", 1)
+    for base, end in ((1000, "B"), (1024, "IB"))
+}
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes, of a number of them or a text such as "5GB" (10^9) or "500 MiB" (2^20). ArgumentError
+    for anything else, and for less than a byte."""
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    match = _SIZE.fullmatch(size.strip().upper()) if isinstance(size, str) else None
+    if match is not None:
+        num_bytes = int(Fraction(match[1]) * _UNITS[match[2] or "B"])
+        if num_bytes > 0:
+            return num_bytes
+    raise ArgumentError(f"a size is a number of bytes or a text such as '5GB', not {size!r}")
 
 
 def check_output(
@@ -70,7 +106,7 @@ def _check_replaceable(output: Path, is_directory: bool) -> None:
     if not output.is_dir() or output.is_symlink():
         raise FileError(f"{output} is not a directory", file=str(output))
     for entry in output.iterdir():
-        if entry.name not in MODEL_FILES:
+        if not _is_of_a_model(entry.name):
             raise FileError(
                 f"{output} holds {entry.name!r}, which is not of a model that gptoss wrote: it is "
                 "not replaced; choose another directory",

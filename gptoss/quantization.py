@@ -16,26 +16,24 @@ from pathlib import Path
 
 from gptoss import blocks
 from gptoss.conversion import (
-    F32_ENDS,
     LAYOUTS,
     PLANES_ALONE,
     Planned,
     Progress,
     Report,
     gguf_format,
+    require_shard_bytes,
     to_hugging_face,
     write_planned,
 )
 from gptoss.errors import ArgumentError, did_you_mean, refuse_unknown_options
 from gptoss.model import BLOCKS, PLANES
-from gptoss.weights import Source, Weight
+from gptoss.weights import F32_ENDS, Source, Weight
 
 FORMATS = blocks.ENCODED  # of GGUF files
 HUGGING_FACE_FORMATS = (*blocks.PLAIN, *PLANES)
 _ALL = (*FORMATS, *PLANES_ALONE)
 _SHORT = {"MXFP6": "MXFP6_E2M3", "MXFP8": "MXFP8_E4M3"}
-# Small, and sensitive: kept unless a rule names them.
-_KEPT = (*F32_ENDS, "position_embd.weight")
 _FALLBACK, _LAST_RESORT = "Q8_0", "BF16"
 
 
@@ -83,20 +81,21 @@ def quantize(
     *,
     rules: Iterable[str | Rule] = (),
     to: str | None = None,
+    max_shard_size: int | str | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Writes a model with its matrices in another format.
 
-    Norms, biases, sinks and routers stay as they are, and so do blocks that take no more bits than
-    the type: the MXFP4 experts of gpt-oss under any type but one that rules give them. A matrix
-    whose width is no multiple of the type's block is stored as Q8_0, and as BF16 if 32 does not
-    divide it either. The report's notes tell all of this.
+    Norms, biases, sinks, routers and learned positions stay as they are, and so do blocks that take
+    no more bits than the type: the MXFP4 experts of gpt-oss under any type but one that rules give
+    them. A matrix whose width is no multiple of the type's block is stored as Q8_0, and as BF16 if
+    32 does not divide it either. The report's notes tell all of this.
 
-    MXFP6 (E2M3 and E3M2) and MXFP8 (E4M3 and E5M2) are formats of Hugging Face's layout alone, in
-    which gpt-oss can also have MXFP4 and BF16, F16 and F32, and nothing else: what does not fit
-    becomes BF16. There gate and up of experts are one tensor, and have one type.
+    MXFP6 (E2M3 and E3M2) and MXFP8 (E4M3 and E5M2) are formats of Hugging Face's layout alone,
+    which can also have MXFP4 and BF16, F16 and F32, and nothing else: what does not fit becomes
+    BF16. There gate and up of experts are one tensor, and have one type.
 
     Args:
         source: a model as Model takes it, or a GGUF file of any architecture.
@@ -107,7 +106,7 @@ def quantize(
             the first that matches counts. Rules with a block format are for matrices alone, routers
             included; norms, biases and sinks can be F32, F16 or BF16.
         to: "gguf" or "hf"; by default "hf" if MXFP6 or MXFP8 is asked for, else "gguf".
-        force, threads, progress: as of gptoss.convert.
+        max_shard_size, force, threads, progress: as of gptoss.convert.
 
     Raises ArgumentError, also for a rule that matches nothing; FileError, FormatError;
     NumericError for weights that the type cannot hold. Nothing is left behind then.
@@ -116,6 +115,7 @@ def quantize(
     format = require_format(type)
     target = Path(output).expanduser()
     is_gguf = _layout(to, target, [format, *(rule.format for rule in parsed)]) == "gguf"
+    shard_bytes = require_shard_bytes(max_shard_size, "gguf" if is_gguf else "hf")
     files = Source(source)
     weights = files.weights()
     check_rules(parsed, weights)
@@ -130,7 +130,7 @@ def quantize(
         return write_planned(files, plan, target, force, threads, progress, remarks)
     weights = [replace(w, target=type_) for w, type_ in zip(weights, chosen, strict=True)]
     _check_pairs(weights)
-    report = to_hugging_face(files, target, force, threads, progress, weights)
+    report = to_hugging_face(files, target, shard_bytes, force, threads, progress, weights)
     return replace(report, notes=(*remarks, *report.notes))
 
 
@@ -200,7 +200,7 @@ def _choose(
     """The format to store a weight in; None: whatever the layout has it in unasked."""
     rule = next((rule for rule in rules if rule.applies(weight)), None)
     is_known = weight.format in (*blocks.PLAIN, *BLOCKS, *PLANES)
-    if rule is None and (not is_known or not _is_matrix(weight) or weight.name.endswith(_KEPT)):
+    if rule is None and (not is_known or not _is_matrix(weight) or weight.name.endswith(F32_ENDS)):
         return None
     wanted = format if rule is None else rule.format
     chosen, width = _that_fits(wanted, weight.shape[-1], is_gguf), weight.shape[-1]

@@ -56,10 +56,12 @@ def _describe(value: Any) -> str:
 
 @dataclass
 class _Reader:
-    """tokens: their texts, of those at the end that only fill the table "". kinds: their types."""
+    """size: ids in the tables. tokens: their texts, without those at the end that only fill the
+    tables. kinds: their types."""
 
     metadata: Mapping[str, Any]
     file: str
+    size: int
     tokens: list[str] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
 
@@ -89,8 +91,8 @@ class _Reader:
         numbers = self.value(key, np.ndarray, f"an array of {expected}")
         if numbers is not None and numbers.dtype.kind not in kinds:
             self.fail(key, f"an array of {expected}", f"an array of {numbers.dtype}")
-        if numbers is not None and len(numbers) != len(self.tokens):
-            self.fail(key, f"{len(self.tokens)}, one for each token", str(len(numbers)))
+        if numbers is not None and len(numbers) != self.size:
+            self.fail(key, f"{self.size}, one for each token", str(len(numbers)))
         return numbers  # type: ignore[no-any-return]
 
     def token_id(self, name: str) -> int | None:
@@ -114,14 +116,14 @@ def read(metadata: Mapping[str, Any], file: str, vocab_size: int) -> Vocabulary 
 
     Raises FormatError that names the key, UnsupportedError for kinds that are not known.
     """
-    reader = _Reader(metadata, file)
+    reader = _Reader(metadata, file, vocab_size)
     model = reader.value("tokenizer.ggml.model", str, "a text")
     if model in (None, "none", "no_vocab"):
         return None
     build = {"gpt2": _byte_level, "llama": _sentence_piece}.get(model)
     if build is None:
         _unknown(file, "tokenizer.ggml.model", model, ("gpt2", "llama"))
-    _read_tokens(reader, vocab_size)
+    _read_tokens(reader)
     library, adds_bos = build(reader)
     _add_tokens(reader, library)
     bos_id, eos_id = reader.token_id("bos"), reader.token_id("eos")
@@ -151,11 +153,11 @@ def _unknown(file: str, key: str, found: str, known: Iterable[str]) -> NoReturn:
     )
 
 
-def _read_tokens(reader: _Reader, vocab_size: int) -> None:
+def _read_tokens(reader: _Reader) -> None:
     key, key_of_types = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
     tokens = list(reader.texts(key, required=True))
-    if len(tokens) != vocab_size:
-        reader.fail(key, f"{vocab_size}, as the model has tokens", str(len(tokens)))
+    if len(tokens) != reader.size:
+        reader.fail(key, f"{reader.size}, as the model has tokens", str(len(tokens)))
     reader.tokens = tokens
     types = reader.numbers(key_of_types, "iu", "integers")
     kinds = [NORMAL] * len(tokens) if types is None else types.tolist()

@@ -20,15 +20,21 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gptoss import _core, blocks, mx
+from gptoss import _core, blocks, dense, mx, rope
 from gptoss.checkpoint import Checkpoint
 from gptoss.errors import FormatError, NumericError, UnsupportedError, require_integer
-from gptoss.model import BLOCKS, DTYPES, Model
+from gptoss.model import BLOCKS, DTYPES, Config, Model
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 
 _PIECE_ELEMENTS = 1 << 20
+
+# What llama.cpp demands in F32, by the ends of names.
+F32_ENDS = (
+    *(".bias", "_norm.weight", "attn_sinks.weight", "ffn_gate_inp.weight"),
+    *("position_embd.weight", dense.DIVISORS),
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Weight:
     name: llama.cpp's. format: "F32", "BF16", "Q8_0", "MXFP4", ... source: the tensor it is, or is a
     part of, in its file. data: (..., width) of the plain formats, (..., blocks, bytes of a block)
     of the others; in two planes (gptoss.model.PLANES) data are the codes, and scales (..., blocks).
+    order: of a matrix or vector, the row of data that each row is; None if they are in order.
     target: the format that it is to be stored in, where that is decided.
     """
 
@@ -46,6 +53,7 @@ class Weight:
     source: str
     data: Array
     scales: Array | None = None
+    order: Array | None = None
     target: str | None = None
 
     @property
@@ -65,33 +73,50 @@ class Weight:
         """The weight in order, rows of its last axis but one, bounded in size; a vector as one."""
         shape = self.shape
         if len(shape) < 2:
-            yield self
+            yield self._part((slice(None),))
             return
         rows = max(1, _PIECE_ELEMENTS // max(1, shape[-1]))
         for lead in np.ndindex(shape[:-2]):
             for first in range(0, shape[-2], rows):
-                at = (*lead, slice(first, first + rows))
-                scales = None if self.scales is None else self.scales[at]
-                yield replace(self, data=self.data[at], scales=scales)
+                yield self._part((*lead, slice(first, first + rows)))
+
+    def _part(self, at: tuple[int | slice, ...]) -> Weight:
+        index = at if self.order is None else (self.order[at],)
+        scales = None if self.scales is None else self.scales[index]
+        return replace(self, data=self.data[index], scales=scales, order=None)
+
+    def _in_order(self) -> Weight:
+        return self if self.order is None else self._part((slice(None),))
+
+    def reordered(self, order: Array | None) -> Weight:
+        """The weight of which each row is the row of this one that order says."""
+        if order is None or self.order is None:
+            return replace(self, order=self.order if order is None else order)
+        return replace(self, order=self.order[order])
 
     def floats(self) -> npt.NDArray[np.float32]:
         """Decoded, of its shape."""
-        if self.scales is not None:
-            element = mx.ELEMENTS[self.format]
-            return mx.decode(mx.unpack(self.data, element), self.scales, element)
-        return blocks.decode(self.blocks(), self.format)
+        weight = self._in_order()
+        if weight.scales is None:
+            return blocks.decode(weight.data, self.format)
+        element = mx.ELEMENTS[self.format]
+        return mx.decode(mx.unpack(weight.data, element), weight.scales, element)
 
     def blocks(self) -> Array:
         """As GGUF stores it, which has no MXFP6 and no MXFP8."""
-        return self.data if self.scales is None else blocks.join_mxfp4(self.data, self.scales)
+        weight = self._in_order()
+        return (
+            weight.data if weight.scales is None else blocks.join_mxfp4(weight.data, weight.scales)
+        )
 
     def planes(self, format: str) -> tuple[Array, Array]:
         """In a format of two planes: codes (..., blocks, bytes) and scales (..., blocks); unchanged
         where that is its own. NumericError names the weight."""
         if self.format == format:
-            return (
-                blocks.split_mxfp4(self.data) if self.scales is None else (self.data, self.scales)
-            )
+            weight = self._in_order()
+            if weight.scales is None:
+                return blocks.split_mxfp4(weight.data)
+            return weight.data, weight.scales
         codes, scales = mx.encode(self.floats(), mx.ELEMENTS[format], scale="search")
         if (scales == 0xFF).any():
             raise NumericError(
@@ -144,15 +169,19 @@ class Source(Checkpoint):
         return [self.path, *(file for file, _ in self.files)]
 
     def weights(self) -> list[Weight]:
-        """The weights, of GGUF in the order of the file, of gpt-oss in other layouts in the order
-        that llama.cpp's converter writes them. FormatError, UnsupportedError."""
+        """The weights, of GGUF in the order of the file, in other layouts in the order that
+        llama.cpp's converter writes them. FormatError, UnsupportedError."""
         if self.is_gguf:
             files = [file for file, _ in self.files]
             placed = sorted(
                 self.tensors.values(), key=lambda t: (files.index(t.file), t.file_offset)
             )
             return [self._tensor(tensor.name, tensor.name) for tensor in placed]
-        return list(_GptOss(self).weights())
+        with Model(self.path, threads=1) as model:
+            config = model.config
+        if config.architecture == "gpt_oss":
+            return list(_GptOss(self, config).weights())
+        return list(_dense_weights(self, config))
 
     @cached_property
     def _plane_formats(self) -> dict[str, str]:
@@ -176,7 +205,7 @@ class Source(Checkpoint):
             return self._planes(name, f"{source}_blocks", f"{source}_scales")
         if source not in self.tensors:
             raise FormatError(
-                f"{self.path}: there is no tensor {source}; gptoss converts the gpt-oss models",
+                f"{self.path}: there is no tensor {source}",
                 file=str(self.path),
                 tensor=source,
             )
@@ -238,16 +267,9 @@ def hugging_face_names(num_layers: int) -> dict[str, str]:
 class _GptOss:
     """gpt-oss in the Hugging Face or the original layout."""
 
-    def __init__(self, files: Source) -> None:
-        self._files = files
+    def __init__(self, files: Source, config: Config) -> None:
+        self._files, self._config = files, config
         self._is_original = "embedding.weight" in files.tensors
-        with Model(files.path, threads=1) as model:
-            self._config = model.config
-        if self._config.architecture != "gpt_oss":
-            raise UnsupportedError(
-                f"{files.path}: weights of {self._config.architecture} are read from GGUF "
-                "files alone, not from safetensors"
-            )
 
     def weights(self) -> Iterator[Weight]:
         first, *last = _GLOBAL
@@ -299,6 +321,22 @@ class _GptOss:
             yield replace(weight, data=data[:, part])
         weight = take(f"{name}.bias", bias)
         yield replace(weight, data=weight.data[:, part])
+
+
+def _dense_weights(files: Source, config: Config) -> Iterator[Weight]:
+    """llama or gpt2 in the Hugging Face layout."""
+    for name, source in dense.hugging_face_names(config).items():
+        if files._has("wte.weight"):  # as openai released it
+            source = source.removeprefix("transformer.")
+        if name == "output.weight" and config.tied_embeddings and not files._has(source):
+            continue
+        weight = files._tensor(name, source)
+        if dense.is_transposed(source) and weight.scales is None:
+            weight = replace(weight, data=weight.data.T)
+        yield weight.reordered(dense.row_order(config, name, to_gguf=True))
+    if config.rope_scaling == "llama3":
+        divisors = rope.llama3_divisors(config, rope.settings(config) or {})
+        yield Weight(dense.DIVISORS, "F32", dense.DIVISORS, divisors)
 
 
 def elements(weights: Iterable[Weight]) -> int:

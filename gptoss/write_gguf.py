@@ -229,10 +229,8 @@ def vocabulary(size: int) -> dict[str, tuple[int, Any]]:
     }
 
 
-def metadata(
-    config: dict[str, Any], name: str, tokenizer: Tokenizer | None = None
-) -> dict[str, tuple[int, Any]]:
-    """config.json and the tokenizer as llama.cpp's converter tells them: key -> (type, value)."""
+def gpt_oss_values(config: dict[str, Any], name: str) -> dict[str, tuple[int, Any]]:
+    """config.json as llama.cpp's converter tells it: key -> (type, value)."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     values: dict[str, tuple[int, Any]] = {
         "block_count": (_UINT32, config["num_hidden_layers"]),
@@ -267,10 +265,16 @@ def metadata(
         "general.quantization_version": (_UINT32, 2),
         "general.file_type": (_UINT32, 38),  # MXFP4 experts
     }
-    prefixed = {f"gpt-oss.{key}": value for key, value in values.items()}
+    return general | {f"gpt-oss.{key}": value for key, value in values.items()}
+
+
+def metadata(
+    config: dict[str, Any], name: str, tokenizer: Tokenizer | None = None
+) -> dict[str, tuple[int, Any]]:
+    """gpt_oss_values and the tokenizer, or a stand-in."""
     size = config["vocab_size"]
     words = vocabulary(size) if tokenizer is None else tokenizer_values(tokenizer, size)
-    return general | prefixed | words
+    return gpt_oss_values(config, name) | words
 
 
 # ---- the file ----

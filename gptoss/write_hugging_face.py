@@ -1,4 +1,5 @@
-"""Write gpt-oss in Hugging Face's layout: config.json and one model.safetensors."""
+"""Write a model in Hugging Face's layout: config.json and model.safetensors, or parts of it and
+their index."""
 
 from __future__ import annotations
 
@@ -8,27 +9,32 @@ import math
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from gptoss import dense, rope
 from gptoss.blocks import PLAIN
-from gptoss.errors import FormatError, UnsupportedError
+from gptoss.errors import FormatError
 from gptoss.model import DTYPES, PLANES, Config
-from gptoss.output import MODEL_FILES, check_output, complete_directory
+from gptoss.output import (
+    INDEX_FILE,
+    TOKENIZER_FILES,
+    check_output,
+    complete_directory,
+    shard_names,
+)
 from gptoss.tokenizer import Tokenizer
-from gptoss.weights import Source, Weight, hugging_face_names, in_order
+from gptoss.weights import F32_ENDS, Source, Weight, hugging_face_names, in_order
 
 Array = npt.NDArray[Any]
 Job = Callable[[], Array]
 Progress = Callable[[int, int], object]
 
-_BESIDE = MODEL_FILES - {"config.json", "model.safetensors"}
 _QUANTIZATION = {
     "modules_to_not_convert": [
         "model.layers.*.self_attn",
@@ -62,53 +68,71 @@ def write_hugging_face(
     config: Config,
     tokenizer: Tokenizer | None,
     output: Path,
-    *,
+    shard_bytes: int,
     force: bool,
     threads: int | None,
     progress: Progress | None,
 ) -> tuple[dict[str, int], int, tuple[str, ...]]:
     """Writes the directory; returns tensors of each dtype, bytes of tensors and notes. source: the
     weights of files. The files of the tokenizer are copied, or made from what a GGUF file holds."""
-    if config.architecture != "gpt_oss":
-        raise UnsupportedError(f"{files.path}: {config.architecture} is written as GGUF alone")
     weights = {weight.name: weight for weight in source}
-    tensors = list(_plan(weights, config))
-    total = sum(tensor.num_bytes for tensor in tensors)
-    header = _header(tensors)
-    inputs = files.inputs
-    check_output(output, total + len(header), inputs, force=force, is_directory=True)
-    done = 0
-    with complete_directory(output) as directory:
-        with open(directory / "model.safetensors", "xb") as file:
-            file.write(header)
-            for array in in_order((job for tensor in tensors for job in tensor.jobs()), threads):
-                file.write(np.ascontiguousarray(array).view(np.uint8).data)
-                done += array.nbytes
-                if progress is not None:
-                    progress(done, total)
+    is_gpt_oss = config.architecture == "gpt_oss"
+    if is_gpt_oss:
         values = hugging_face_config(config)
-        values |= _quantization(tensors)
+    else:
+        values = dense.hugging_face_config(config, _divisors(weights, config))
+    tensors = list((_plan if is_gpt_oss else _plan_dense)(weights, config))
+    values |= _quantization(tensors)
+    total = sum(tensor.num_bytes for tensor in tensors)
+    shards = _shards(tensors, shard_bytes)
+    headers = sum(len(_header(shard)) for shard in shards.values())
+    check_output(output, total + headers, files.inputs, force=force, is_directory=True)
+    with complete_directory(output) as directory:
+        _write_shards(directory, shards, total, threads, progress)
         if tokenizer is not None:
             values |= _write_tokenizer(tokenizer, directory)
         _write_json(directory / "config.json", values)
     held = [tensor.format if tensor.weights is None else tensor.weights for tensor in tensors]
     formats = dict(Counter(format for format in held if format).most_common())
-    return formats, total, _notes(files, weights, tokenizer)
+    return formats, total, _notes(files, config, weights, tokenizer)
 
 
-def _quantization(tensors: list[_Tensor]) -> dict[str, Any]:
-    """What config.json says of weights in two planes, as csrc/checkpoint/quantization.h has it."""
-    formats = {t.name.removesuffix("_blocks"): t.weights for t in tensors if t.weights}
-    if not formats:
-        return {}
-    if set(formats.values()) == {"MXFP4"} and all(".mlp.experts." in name for name in formats):
-        return {"quantization_config": _QUANTIZATION}
-    usual = Counter(formats.values()).most_common(1)[0][0]
-    others = {name: format for name, format in formats.items() if format != usual}
-    return {
-        "quantization_config": {"quant_method": "mx", "format": usual}
-        | ({"formats": others} if others else {})
-    }
+# ---- files ----
+
+
+def _shards(tensors: Iterable[_Tensor], max_bytes: int) -> dict[str, list[_Tensor]]:
+    """The files and what each holds: tensors in their order."""
+    shards: list[list[_Tensor]] = [[]]
+    held = 0
+    for tensor in tensors:
+        if shards[-1] and held + tensor.num_bytes > max_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(tensor)
+        held += tensor.num_bytes
+    return dict(zip(shard_names(len(shards)), shards, strict=True))
+
+
+def _write_shards(
+    directory: Path,
+    shards: dict[str, list[_Tensor]],
+    total: int,
+    threads: int | None,
+    progress: Progress | None,
+) -> None:
+    done = 0
+    for name, tensors in shards.items():
+        with open(directory / name, "xb") as file:
+            file.write(_header(tensors))
+            for array in in_order((job for tensor in tensors for job in tensor.jobs()), threads):
+                file.write(np.ascontiguousarray(array).view(np.uint8).data)
+                done += array.nbytes
+                if progress is not None:
+                    progress(done, total)
+    if len(shards) > 1:
+        places = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        _write_json(directory / INDEX_FILE, index)
 
 
 def _header(tensors: list[_Tensor]) -> bytes:
@@ -131,15 +155,11 @@ def _header(tensors: list[_Tensor]) -> bytes:
 
 
 def _plan(weights: dict[str, Weight], config: Config) -> Iterator[_Tensor]:
+    usual = _format([_take(weights, "token_embd.weight")])
     for name, hf in hugging_face_names(config.num_layers).items():
         if name == "output.weight" and config.tied_embeddings:
             continue
-        weight = _take(weights, name)
-        if _wanted(weight) in PLANES:
-            yield from _planes(hf, [weight])
-            continue
-        format = _format(weight)
-        yield _Tensor(hf, format, weight.shape, functools.partial(_whole, weight, format))
+        yield from _weight(hf, _take(weights, name), usual)
     for layer in range(config.num_layers):
         to = f"model.layers.{layer}.mlp.experts."
         kinds = {kind: f"blk.{layer}.ffn_{kind}_exps" for kind in ("gate", "up", "down")}
@@ -147,14 +167,58 @@ def _plan(weights: dict[str, Weight], config: Config) -> Iterator[_Tensor]:
         biases = {kind: _take(weights, f"{name}.bias") for kind, name in kinds.items()}
         yield from _experts(to + "gate_up_proj", [matrices["gate"], matrices["up"]])
         yield from _experts(to + "down_proj", [matrices["down"]])
-        yield _bias(to + "gate_up_proj_bias", [biases["gate"], biases["up"]])
-        yield _bias(to + "down_proj_bias", [biases["down"]])
+        yield _bias(to + "gate_up_proj_bias", [biases["gate"], biases["up"]], usual)
+        yield _bias(to + "down_proj_bias", [biases["down"]], usual)
+
+
+def _plan_dense(weights: dict[str, Weight], config: Config) -> Iterator[_Tensor]:
+    usual = _format([_take(weights, "token_embd.weight")])
+    for name, hf in dense.hugging_face_names(config).items():
+        if name == "output.weight" and config.tied_embeddings and name not in weights:
+            continue
+        weight = _take(weights, name)
+        weight = weight.reordered(dense.row_order(config, name, to_gguf=False))
+        if not dense.is_transposed(hf) or _wanted(weight) in PLANES:
+            yield from _weight(hf, weight, usual)
+        elif weight.format in PLAIN:
+            yield _tensor(hf, replace(weight, data=weight.data.T), usual)
+        else:
+            yield _decoded_transposed(hf, weight)
+
+
+def _weight(name: str, weight: Weight, usual: str) -> Iterator[_Tensor]:
+    """A weight as it is, or in two planes."""
+    if _wanted(weight) in PLANES:
+        yield from _planes(name, [weight])
+    else:
+        yield _tensor(name, weight, usual)
+
+
+def _tensor(name: str, weight: Weight, usual: str) -> _Tensor:
+    format = _format([weight], usual)
+    return _Tensor(name, format, weight.shape, functools.partial(_whole, weight, format))
+
+
+def _decoded_transposed(name: str, weight: Weight) -> _Tensor:
+    """A matrix of blocks, which are decoded before it can be transposed."""
+    format = _format([weight])
+
+    def jobs() -> Iterator[Job]:
+        yield lambda: _as(weight, format).T
+
+    return _Tensor(name, format, weight.shape[::-1], jobs)
+
+
+def _divisors(weights: dict[str, Weight], config: Config) -> rope.Divisors | None:
+    if config.rope_scaling != "divisors":
+        return None
+    return _take(weights, dense.DIVISORS).floats()
 
 
 def _take(weights: dict[str, Weight], name: str) -> Weight:
     if name not in weights:
         raise FormatError(
-            f"there is no weight {name}: only gpt-oss under llama.cpp's names is converted",
+            f"there is no weight {name}, under llama.cpp's names: nothing can be converted",
             tensor=name,
         )
     return weights[name]
@@ -166,28 +230,31 @@ def _wanted(weight: Weight) -> str | None:
     return weight.target or (weight.format if keeps else None)
 
 
-def _format(*weights: Weight) -> str:
-    """The dtype that holds the weights: the wanted one; BF16 also for F32 whose values it has, and
-    for blocks."""
+def _format(weights: Sequence[Weight], usual: str = "BF16") -> str:
+    """The dtype to hold the weights: the wanted one. F16 stays. F32 becomes BF16 if that has all
+    values, and what is not a matrix the usual dtype, that of the model's embedding. Blocks become
+    BF16."""
     wanted = {weight.target for weight in weights}
     if len(wanted) == 1 and wanted < set(PLAIN):
         return str(*wanted)
-    formats = {weight.format for weight in weights}
-    if formats == {"F16"}:
+    if all(weight.format == "F16" for weight in weights):
         return "F16"
-    if all(_is_bf16(weight) for weight in weights):
-        return "BF16"
+    is_small = all(weight.name.endswith(F32_ENDS) for weight in weights)
+    for format in (usual, "BF16") if is_small else ("BF16",):
+        if format == "F32" or all(_holds(format, weight) for weight in weights):
+            return format
     return "F32"
 
 
-def _is_bf16(weight: Weight) -> bool:
-    """Whether bfloat16 holds every value, or there is nothing better for them."""
+def _holds(format: str, weight: Weight) -> bool:
+    """Whether a dtype of 16 bits has every value; there is none but BF16 for blocks."""
     if weight.format not in ("F32", "F16"):
-        return True
-    return all(
-        np.array_equal(values.astype(ml_dtypes.bfloat16).astype(np.float32), values)
-        for values in (piece.floats() for piece in weight.pieces())
-    )
+        return format == "BF16"
+    with np.errstate(over="ignore"):
+        return all(
+            np.array_equal(values.astype(DTYPES[format]).astype(np.float32), values)
+            for values in (piece.floats() for piece in weight.pieces())
+        )
 
 
 def _whole(weight: Weight, format: str) -> Iterator[Job]:
@@ -211,8 +278,8 @@ def _taking_turns(arrays: list[Array], axis: int) -> Array:
     return joined.reshape(shape)
 
 
-def _bias(name: str, biases: list[Weight]) -> _Tensor:
-    format = _format(*biases)
+def _bias(name: str, biases: list[Weight], usual: str) -> _Tensor:
+    format = _format(biases, usual)
     experts, rows = biases[0].shape
 
     def jobs() -> Iterator[Job]:
@@ -240,7 +307,7 @@ def _experts(name: str, parts: list[Weight]) -> Iterator[_Tensor]:
     if len(wanted) == 1 and wanted < set(PLANES):
         yield from _planes(name, parts)
         return
-    format = _format(*parts)
+    format = _format(parts)
 
     def transposed(expert: int) -> Array:
         matrices = [
@@ -278,7 +345,7 @@ def _piece_of_plane(pieces: tuple[Weight, ...], format: str, plane: int) -> Arra
 
 
 def hugging_face_config(config: Config) -> dict[str, Any]:
-    """The keys of Hugging Face's config.json that a Config knows."""
+    """The keys of Hugging Face's config.json that a Config of gpt-oss knows."""
     values: dict[str, Any] = {
         "architectures": ["GptOssForCausalLM"],
         "attention_bias": config.attention_bias,
@@ -296,7 +363,8 @@ def hugging_face_config(config: Config) -> dict[str, Any]:
         "num_key_value_heads": config.num_kv_heads,
         "num_local_experts": config.num_experts,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_scaling": None,  # without the key the family's default holds: YaRN
+        # None, not left out: without the key the family's default holds, YaRN.
+        "rope_scaling": rope.settings(config),
         "rope_theta": _number(config.rope_theta),
         "sliding_window": config.sliding_window,
         "swiglu_limit": config.swiglu_limit,
@@ -305,24 +373,22 @@ def hugging_face_config(config: Config) -> dict[str, Any]:
     }
     if config.rope_scaling == "yarn":
         values["initial_context_length"] = config.rope_original_positions
-        values["rope_scaling"] = {
-            "beta_fast": config.rope_beta_fast,
-            "beta_slow": config.rope_beta_slow,
-            "factor": config.rope_factor,
-            "original_max_position_embeddings": config.rope_original_positions,
-            "rope_type": "yarn",
-            "truncate": config.rope_truncate,
-        }
-        if not math.isclose(config.rope_attention_factor, yarn_attention_factor(config)):
-            values["rope_scaling"]["attention_factor"] = config.rope_attention_factor
     return values
 
 
-def yarn_attention_factor(config: Config) -> float:
-    """What multiplies cosine and sine if nothing else is said."""
-    if config.rope_scaling != "yarn" or config.rope_factor <= 1:
-        return 1.0
-    return 0.1 * math.log(config.rope_factor) + 1
+def _quantization(tensors: list[_Tensor]) -> dict[str, Any]:
+    """What config.json says of weights in two planes, as csrc/checkpoint/quantization.h has it."""
+    formats = {t.name.removesuffix("_blocks"): t.weights for t in tensors if t.weights}
+    if not formats:
+        return {}
+    if set(formats.values()) == {"MXFP4"} and all(".mlp.experts." in name for name in formats):
+        return {"quantization_config": _QUANTIZATION}
+    usual = Counter(formats.values()).most_common(1)[0][0]
+    others = {name: format for name, format in formats.items() if format != usual}
+    return {
+        "quantization_config": {"quant_method": "mx", "format": usual}
+        | ({"formats": others} if others else {})
+    }
 
 
 def _number(value: float) -> int | float:
@@ -335,7 +401,7 @@ def _write_tokenizer(tokenizer: Tokenizer, directory: Path) -> dict[str, int]:
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
     named = {f"{name}_token_id": index for name, index in ids.items() if index is not None}
     if tokenizer.path.name == "tokenizer.json":
-        for name in _BESIDE:
+        for name in TOKENIZER_FILES:
             if (tokenizer.path.parent / name).is_file():
                 shutil.copyfile(tokenizer.path.parent / name, directory / name)
         return named
@@ -356,7 +422,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _notes(
-    files: Source, weights: dict[str, Weight], tokenizer: Tokenizer | None
+    files: Source, config: Config, weights: dict[str, Weight], tokenizer: Tokenizer | None
 ) -> tuple[str, ...]:
     notes = []
     rounded = Counter(
@@ -366,7 +432,7 @@ def _notes(
     )
     for format, count in rounded.items():
         notes.append(f"weights of {format} are decoded and rounded to BF16 ({count} tensors)")
-    if files.is_gguf:
+    if files.is_gguf and config.architecture == "gpt_oss":
         notes.append(
             "config.json has what GGUF says; the swiglu limit, the layers' windows and that YaRN "
             "does not truncate are those of the released models"

@@ -129,6 +129,12 @@ class Llama:
             assert self.rope is not None
             values["llama.rope.scaling.type"] = "linear"
             values["llama.rope.scaling.factor"] = self.rope["factor"]
+        elif kind == "yarn":
+            assert self.rope is not None
+            values["llama.rope.scaling.type"] = "yarn"
+            for key, gguf_key in _YARN_KEYS.items():
+                if key in self.rope:
+                    values[f"llama.rope.scaling.{gguf_key}"] = self.rope[key]
         elif kind == "llama3":
             renamed["rope_freqs.weight"] = self.divisors()
         return values, renamed
@@ -236,6 +242,12 @@ class _Random:
         return values.astype(self._dtype)
 
 
+_YARN_KEYS = {
+    "factor": "factor",
+    "original_max_position_embeddings": "original_context_length",
+    "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+}
 _LLAMA_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",

@@ -123,8 +123,19 @@ def forward(model: Model, tokens: Any, kv_dtype: str = "f32") -> dict[str, Array
 # ---- llama ----
 
 
-def inverse_frequencies(model: Model, head_dim: int) -> Array:
-    """(head_dim / 2,), as transformers computes them, or llama.cpp with divisors."""
+def inverse_frequencies(model: Model, head_dim: int) -> tuple[Array, float]:
+    """(head_dim / 2,), and the factor on cosine and sine, as transformers computes them, or
+    llama.cpp with divisors."""
+    rope = model.config.get("rope_parameters") or model.config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) != "yarn":
+        return _without_yarn(model, head_dim), 1.0
+    theta = rope.get("rope_theta", model.config.get("rope_theta"))
+    positions = model.config["max_position_embeddings"]
+    defaults = {"truncate": True, "original_max_position_embeddings": positions}
+    return reference.yarn_frequencies(head_dim, theta, defaults | rope)
+
+
+def _without_yarn(model: Model, head_dim: int) -> Array:
     config = model.config
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
@@ -151,10 +162,10 @@ def inverse_frequencies(model: Model, head_dim: int) -> Array:
     return np.array(scaled)
 
 
-def rotate(x: Array, angles: Array, neighbours: bool) -> Array:
+def rotate(x: Array, angles: Array, factor: float, neighbours: bool) -> Array:
     """x (rows, heads, head_dim), angles (rows, head_dim / 2)."""
     a, b = (x[..., ::2], x[..., 1::2]) if neighbours else np.split(x, 2, axis=-1)
-    cosine, sine = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    cosine, sine = factor * np.cos(angles)[:, None], factor * np.sin(angles)[:, None]
     turned = a * cosine - b * sine, b * cosine + a * sine
     if neighbours:
         return np.stack(turned, axis=-1).reshape(x.shape)
@@ -166,8 +177,9 @@ def _llama(model: Model, tokens: Array, kv_dtype: str) -> dict[str, Array]:
     heads, eps = config["num_attention_heads"], config["rms_norm_eps"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     # Part of the model's definition: the angle is a float32 product.
-    inverse = inverse_frequencies(model, head_dim).astype(np.float32)
-    angles = (np.arange(len(tokens), dtype=np.float32)[:, None] * inverse).astype(np.float64)
+    inverse, factor = inverse_frequencies(model, head_dim)
+    positions = np.arange(len(tokens), dtype=np.float32)[:, None]
+    angles = (positions * inverse.astype(np.float32)).astype(np.float64)
 
     x = weights["model.embed_tokens.weight"][tokens]
     trace = {"embedding": x}
@@ -178,7 +190,7 @@ def _llama(model: Model, tokens: Array, kv_dtype: str) -> dict[str, Array]:
             model.linear(f"{prefix}self_attn.{name}_proj", normed).reshape(len(x), -1, head_dim)
             for name in "qkv"
         )
-        q, k = rotate(q, angles, model.neighbours), rotate(k, angles, model.neighbours)
+        q, k = (rotate(x, angles, factor, model.neighbours) for x in (q, k))
         attended = attention(q, rounded(k, kv_dtype), rounded(v, kv_dtype))
         x = x + model.linear(prefix + "self_attn.o_proj", attended.reshape(len(x), -1))
         trace |= {tap + "attn_norm": normed, tap + "q": q, tap + "k": k, tap + "v": v}

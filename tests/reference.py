@@ -136,15 +136,18 @@ def _read_rope(raw: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
 
 def inverse_frequencies(config: Config) -> tuple[Array, float]:
     """(head_dim / 2,) float64, and the factor on cosine and sine, as transformers computes them."""
-    dim = config.head_dim
-    extrapolated = config.theta ** (-np.arange(0, dim, 2) / dim)
     if config.yarn is None:
-        return extrapolated, 1.0
-    yarn = config.yarn
+        return config.theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim), 1.0
+    return yarn_frequencies(config.head_dim, config.theta, config.yarn)
+
+
+def yarn_frequencies(dim: int, theta: float, yarn: dict[str, Any]) -> tuple[Array, float]:
+    """As inverse_frequencies."""
+    extrapolated = theta ** (-np.arange(0, dim, 2) / dim)
     positions = yarn["original_max_position_embeddings"]
 
     def correction(rotations: float) -> float:
-        return dim * math.log(positions / (rotations * 2 * math.pi)) / (2 * math.log(config.theta))
+        return dim * math.log(positions / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = correction(yarn.get("beta_fast", 32)), correction(yarn.get("beta_slow", 1))
     if yarn.get("truncate", False):

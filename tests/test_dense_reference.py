@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ TOLERANCE = {"f32": 5e-5, "f16": 4e-3}
 
 @st.composite
 def rope_settings(draw: st.DrawFn) -> dict[str, Any] | None:
-    kind = draw(st.sampled_from([None, "linear", "llama3"]))
+    kind = draw(st.sampled_from([None, "linear", "llama3", "yarn"]))
     if kind is None:
         return None
     rope: dict[str, Any] = {"rope_type": kind, "factor": draw(st.sampled_from([1.5, 8.0, 32.0]))}
@@ -34,7 +35,20 @@ def rope_settings(draw: st.DrawFn) -> dict[str, Any] | None:
         rope["low_freq_factor"] = draw(st.sampled_from([0.5, 1.0]))
         rope["high_freq_factor"] = draw(st.sampled_from([1.5, 4.0]))
         rope["original_max_position_embeddings"] = draw(st.sampled_from([16, 512, 8192]))
+    if kind == "yarn":
+        choices = {
+            "original_max_position_embeddings": [16, 64, 4096],
+            "beta_fast": [4.0, 32.0],
+            "beta_slow": [0.5, 2.0],
+        }
+        for key, values in choices.items():
+            if draw(st.booleans()):
+                rope[key] = draw(st.sampled_from(values))
     return rope
+
+
+# Of YaRN only config.json tells these.
+UNSAID = ({"truncate": False}, {"attention_factor": 1.5}, {"mscale": 0.7, "mscale_all_dim": 1.3})
 
 
 @st.composite
@@ -105,9 +119,14 @@ def compare(path: Path, model: dense_reference.Model, seed: int, rows: int, kv: 
     rows=st.integers(1, 80),
     kv=st.sampled_from(["f32", "f16"]),
     seed=st.integers(0, 2**32 - 1),
+    data=st.data(),
 )
-def test_hugging_face(spec: Spec, dtype: str, rows: int, kv: str, seed: int) -> None:
+def test_hugging_face(
+    spec: Spec, dtype: str, rows: int, kv: str, seed: int, data: st.DataObject
+) -> None:
     note(json.dumps(spec.config()))
+    if isinstance(spec, Llama) and (spec.rope or {}).get("rope_type") == "yarn":
+        spec = replace(spec, rope=(spec.rope or {}) | data.draw(st.sampled_from(({}, *UNSAID))))
     with tempfile.TemporaryDirectory() as name:
         directory = write_hf(Path(name), spec, np.random.default_rng(seed), dtype)
         compare(directory, dense_reference.Model.read(directory), seed, rows, kv)
@@ -149,6 +168,7 @@ def test_gguf_q8_0(spec: Spec, tmp_path: Path) -> None:
     [
         Llama(hidden_size=50, head_dim=10, num_heads=6, num_kv_heads=3, tied=True),
         Llama(rope={"rope_type": "linear", "factor": 4.0}, attention_bias=True),
+        Llama(rope={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}),
         Llama(
             rope={
                 "rope_type": "llama3",

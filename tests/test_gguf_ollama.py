@@ -122,11 +122,38 @@ def test_same_bits(
         assert seen[-1][0] == seen[-1][1]
 
 
-def test_in_parts(tmp_path: Path, sound: tuple[Path, Values, Tensors]) -> None:
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("count", [2, 3, 7])
+@pytest.mark.parametrize(("fused", "early"), [(True, True), (True, False), (False, True)])
+def test_in_parts(
+    tmp_path: Path,
+    sound: tuple[Path, Values, Tensors],
+    fused: bool,
+    early: bool,
+    count: int,
+    mmap: bool,
+) -> None:
+    """Only the first part says whose converter made them, and how many heads there are."""
     _, values, tensors = sound
-    made = list(ollama_tensors(tensors, fused=True, early=True).values())
-    write_parts(tmp_path, ollama_values(values), made, 2)
-    # The parts behind the first say nothing of the architecture, so number 4 is not known there.
+    made = list(ollama_tensors(tensors, fused=fused, early=early).values())
+    write_parts(tmp_path, ollama_values(values), made, count)
+    seen: list[tuple[int, int]] = []
+    with gptoss.Model(tmp_path, mmap=mmap, progress=lambda *at: seen.append(at)) as model:
+        assert list(model.tensors) == sorted(tensors)
+        for name, (tensor, data) in tensors.items():
+            assert model.tensor_info(name).element_shape == tensor.shape
+            assert model.tensors[name].tobytes() == data, name
+    assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("architecture", ["gpt-oss", "llama"])
+def test_number_4_elsewhere(
+    tmp_path: Path, sound: tuple[Path, Values, Tensors], architecture: str
+) -> None:
+    """In later parts, too, the type is Ollama's alone."""
+    _, values, tensors = sound
+    made = list(ollama_tensors(tensors, fused=False, early=True).values())
+    write_parts(tmp_path, values | {"general.architecture": (8, architecture)}, made, 2)
     with pytest.raises(gptoss.UnsupportedError, match="number 4"):
         gptoss.Model(tmp_path)
 

@@ -30,8 +30,16 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 SCALED = Llama(rope=LLAMA3)
+YARN = Llama(rope={"rope_type": "yarn", "factor": 2.0, "beta_fast": 32.0, "beta_slow": 1.0})
+NO_YARN = [
+    *((key, v) for key in ("factor", "yarn_beta_fast", "yarn_beta_slow") for v in ("2", 0.0, -1.0)),
+    *(("original_context_length", value) for value in (0, 1.5, "64", 2**31)),
+    *((key, 0.5) for key in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor")),
+    ("yarn_beta_fast", 1.0),
+]
 GPT2 = Gpt2()
-SOUND = {spec: spec.tensors(np.random.default_rng(0), "F32") for spec in (LLAMA, SCALED, GPT2)}
+SPECS = (LLAMA, SCALED, YARN, GPT2)
+SOUND = {spec: spec.tensors(np.random.default_rng(0), "F32") for spec in SPECS}
 NO_INTEGER = ["12", 1.5, -1, 0, 2**31, 2**63, 1e300, True, [], {}, [64]]
 NO_NUMBER = ["1", -1.0, 0.0, 1e300, False, [], {}]
 
@@ -133,7 +141,7 @@ def test_value(tmp_path: Path, spec: Spec, key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("rope_type", value) for value in ("yarn", "dynamic", "longrope", 7, [], "")),
+        *(("rope_type", value) for value in ("YaRN", "dynamic", "longrope", 7, [], "")),
         *(
             (key, value)
             for key in ("factor", "low_freq_factor", "high_freq_factor")
@@ -152,6 +160,26 @@ def test_rope(tmp_path: Path, spelling: str, key: str, value: Any) -> None:
     changes = {"rope_scaling": None, spelling: LLAMA3 | {key: value}}
     error = refused(write(tmp_path, LLAMA, **changes), file="config.json")
     assert f"{spelling}.{key}" in str(error) and error.expected and error.found
+
+
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, value) for key in ("factor", "beta_fast", "beta_slow") for value in NO_NUMBER),
+        *(("original_max_position_embeddings", value) for value in NO_INTEGER),
+        *(("attention_factor", value) for value in NO_NUMBER),
+        *(("truncate", value) for value in (0, "false", [])),
+        ("beta_fast", 0.5),
+        ("beta_slow", 32),
+        ("mscale", "1"),
+    ],
+    ids=repr,
+)
+def test_yarn(tmp_path: Path, spelling: str, key: str, value: Any) -> None:
+    changes = {"rope_scaling": None, spelling: {"rope_type": "yarn", "factor": 2.0, key: value}}
+    error = refused(write(tmp_path, LLAMA, **changes), file="config.json")
+    assert f"{spelling}." in str(error) and error.expected and error.found
 
 
 @pytest.mark.parametrize(
@@ -265,8 +293,9 @@ def test_divisors(tmp_path: Path, value: float) -> None:
         (LLAMA, "expert_count", 8),
         (LLAMA, "rope.dimension_count", 8),
         (LLAMA, "rope.freq_base", 0.5),
-        (LLAMA, "rope.scaling.type", "yarn"),
+        (LLAMA, "rope.scaling.type", "longrope"),
         (LLAMA, "rope.scaling.type", 1),
+        *((YARN, f"rope.scaling.{key}", value) for key, value in NO_YARN),
         (LLAMA, "rope.scaling.factor", -1.0),
         (LLAMA, "rope.scaling.factor", "2"),
         (LLAMA, "rope.scale_linear", 0.0),
@@ -281,6 +310,13 @@ def test_gguf_value(tmp_path: Path, spec: Spec, key: str, value: Any) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", spec, **{key: value})
     error = refused(path, file=path)
     assert key in str(error) and error.expected and error.found
+
+
+def test_yarn_has_frequencies_of_its_own(tmp_path: Path) -> None:
+    changes = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}
+    path = write_gguf(tmp_path / "a.gguf", SCALED, **changes)
+    error = refused(path, file=path, tensor="rope_freqs.weight")
+    assert "no such tensor beside YaRN" in str(error)
 
 
 def test_a_factor_without_a_type_divides(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ struct gptoss_checkpoint {
     size_t num_shards;
     struct gptoss_tensor *tensors; /* sorted by name */
     size_t num_tensors;
+    size_t num_stored; /* tensors in the files, of which early ones of Ollama become several */
 };
 
 /* All shards are opened before the first is read, so that progress knows the whole and nothing is
@@ -188,7 +189,8 @@ static void look_at_tensors(const struct gptoss_checkpoint *checkpoint,
         return;
     config->attention_bias = gptoss_checkpoint_find(checkpoint, "blk.0.attn_q.bias") != NULL;
     config->mlp_bias = gptoss_checkpoint_find(checkpoint, "blk.0.ffn_gate.bias") != NULL;
-    if (gptoss_checkpoint_find(checkpoint, "rope_freqs.weight") != NULL)
+    if (config->rope_scaling != GPTOSS_ROPE_YARN &&
+        gptoss_checkpoint_find(checkpoint, "rope_freqs.weight") != NULL)
         config->rope_scaling = GPTOSS_ROPE_DIVISORS;
 }
 
@@ -233,6 +235,7 @@ static enum gptoss_status load_part(struct gptoss_checkpoint *checkpoint, size_t
     GPTOSS_TRY(gptoss_gguf_parse(&shard->file, &gguf, error));
     if (index == 0)
         checkpoint->metadata = gguf;
+    gguf.is_ollama = checkpoint->metadata.is_ollama;
     enum gptoss_status status =
         index == 0 && purpose != TO_LIST ? check_kind(checkpoint, error) : GPTOSS_OK;
     if (status == GPTOSS_OK)
@@ -241,9 +244,10 @@ static enum gptoss_status load_part(struct gptoss_checkpoint *checkpoint, size_t
     if (status == GPTOSS_OK)
         status = gptoss_gguf_parse_tensors(&shard->file, &gguf, purpose == TO_LIST,
                                            &shard->contents, error);
+    checkpoint->num_stored += shard->contents.num_tensors;
     if (status == GPTOSS_OK && purpose != TO_LIST)
-        status =
-            gptoss_ollama_convert(&gguf, &shard->contents, progress, &shard->rearranged, error);
+        status = gptoss_ollama_convert(&checkpoint->metadata, &shard->contents, progress,
+                                       &shard->rearranged, error);
     if (index > 0)
         gptoss_gguf_free(&gguf);
     return status;
@@ -259,12 +263,12 @@ static enum gptoss_status load_gguf(struct gptoss_checkpoint *checkpoint,
     for (size_t i = 0; i < checkpoint->num_shards; ++i)
         GPTOSS_TRY(load_part(checkpoint, i, purpose, progress, &num_tensors, error));
     GPTOSS_TRY(merge_shards(checkpoint, error));
-    if (num_tensors >= 0 && (uint64_t)num_tensors != checkpoint->num_tensors) {
+    if (num_tensors >= 0 && (uint64_t)num_tensors != checkpoint->num_stored) {
         struct gptoss_place place = {
             .file = checkpoint->config_path, .subject = "key 'split.tensors.count'", .offset = -1};
         char expected[96];
         snprintf(expected, sizeof expected, "%zu, the tensors of all parts",
-                 checkpoint->num_tensors);
+                 checkpoint->num_stored);
         return gptoss_format_error(error, &place, expected, "%" PRId64, num_tensors);
     }
     return purpose == TO_LIST ? GPTOSS_OK : read_gguf_config(checkpoint, error);

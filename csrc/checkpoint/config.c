@@ -107,6 +107,8 @@ static void read_layers(const struct gptoss_config_reader *reader, struct gptoss
     }
 }
 
+/* ---- YaRN ---- */
+
 static double yarn_scale(double factor, double mscale) {
     return factor <= 1.0 ? 1.0 : 0.1 * mscale * gptoss_log(factor) + 1.0;
 }
@@ -120,7 +122,7 @@ static void check_betas(const struct gptoss_config_reader *reader,
     gptoss_config_fail(reader, fast, expected, gptoss_config_find(reader, fast));
 }
 
-static void read_yarn(const struct gptoss_config_reader *rope, struct gptoss_config *config) {
+void gptoss_config_yarn(const struct gptoss_config_reader *rope, struct gptoss_config *config) {
     double mscale = 0.0, mscale_all_dim = 0.0, attention_factor = 0.0;
     config->rope_scaling = GPTOSS_ROPE_YARN;
     gptoss_config_integer(rope, "original_max_position_embeddings", GPTOSS_CONFIG_OPTIONAL, 1,
@@ -143,6 +145,24 @@ static void read_yarn(const struct gptoss_config_reader *rope, struct gptoss_con
     config->rope_attention_factor = attention_factor;
     check_betas(rope, config, "beta_fast", "beta_slow");
 }
+
+void gptoss_config_gguf_yarn(const struct gptoss_config_reader *reader,
+                             struct gptoss_config *config) {
+    config->rope_scaling = GPTOSS_ROPE_YARN;
+    gptoss_config_integer(reader, "rope.scaling.original_context_length", GPTOSS_CONFIG_OPTIONAL, 1,
+                          GPTOSS_MAX_POSITIONS, &config->rope_original_positions);
+    config->rope_factor = (double)config->max_positions / config->rope_original_positions;
+    gptoss_config_number(reader, "rope.scaling.factor", 0.0, 1e6, &config->rope_factor);
+    gptoss_config_number(reader, "rope.scaling.yarn_beta_fast", 0.0, 1e6, &config->rope_beta_fast);
+    gptoss_config_number(reader, "rope.scaling.yarn_beta_slow", 0.0, 1e6, &config->rope_beta_slow);
+    gptoss_config_demand_number(reader, "rope.scaling.attn_factor", 1.0);
+    gptoss_config_demand_number(reader, "rope.scaling.yarn_attn_factor", 1.0);
+    gptoss_config_demand_number(reader, "rope.scaling.yarn_ext_factor", 1.0);
+    config->rope_attention_factor = yarn_scale(config->rope_factor, 1.0);
+    check_betas(reader, config, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow");
+}
+
+/* ---- rotary positions ---- */
 
 static void read_huggingface_rope(const struct gptoss_config_reader *reader,
                                   struct gptoss_config *config) {
@@ -172,7 +192,7 @@ static void read_huggingface_rope(const struct gptoss_config_reader *reader,
     if (*reader->status != GPTOSS_OK)
         return;
     if (cJSON_IsString(type) && strcmp(type->valuestring, "yarn") == 0) {
-        read_yarn(&rope, config);
+        gptoss_config_yarn(&rope, config);
     } else if (type == NULL ? gptoss_config_find(&rope, "factor") != NULL
                             : !cJSON_IsString(type) || strcmp(type->valuestring, "default") != 0) {
         gptoss_config_fail(&rope, type_key, "\"yarn\" or \"default\"", type);
@@ -234,15 +254,7 @@ static void read_gguf_rope(const struct gptoss_config_reader *reader,
         gptoss_config_fail(reader, "rope.scaling.type", "\"yarn\" or \"none\"", type);
         return;
     }
-    config->rope_scaling = GPTOSS_ROPE_YARN;
-    gptoss_config_integer(reader, "rope.scaling.original_context_length", GPTOSS_CONFIG_OPTIONAL, 1,
-                          GPTOSS_MAX_POSITIONS, &config->rope_original_positions);
-    config->rope_factor = (double)config->max_positions / config->rope_original_positions;
-    gptoss_config_number(reader, "rope.scaling.factor", 0.0, 1e6, &config->rope_factor);
-    gptoss_config_number(reader, "rope.scaling.yarn_beta_fast", 0.0, 1e6, &config->rope_beta_fast);
-    gptoss_config_number(reader, "rope.scaling.yarn_beta_slow", 0.0, 1e6, &config->rope_beta_slow);
-    config->rope_attention_factor = yarn_scale(config->rope_factor, 1.0);
-    check_betas(reader, config, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow");
+    gptoss_config_gguf_yarn(reader, config);
 }
 
 static void read_gguf(const struct gptoss_config_reader *reader, struct gptoss_config *config) {

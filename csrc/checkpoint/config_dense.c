@@ -65,6 +65,9 @@ static const struct gptoss_config llama = {.architecture = "llama",
                                            .rms_norm_eps = 1e-6f,
                                            .rope_theta = 10000.0,
                                            .rope_factor = 1.0,
+                                           .rope_beta_fast = 32.0,
+                                           .rope_beta_slow = 1.0,
+                                           .rope_truncate = true,
                                            .rope_attention_factor = 1.0};
 
 static void demand_even_heads(const struct gptoss_config_reader *reader, enum naming naming,
@@ -111,9 +114,12 @@ static void read_rope(const struct gptoss_config_reader *reader, struct gptoss_c
         require_number(&rope, "factor", 1e6, &config->rope_factor);
     } else if (strcmp(name, "llama3") == 0) {
         read_llama3(&rope, config);
+    } else if (strcmp(name, "yarn") == 0) {
+        config->rope_original_positions = config->max_positions;
+        gptoss_config_yarn(&rope, config);
     } else if (strcmp(name, "default") != 0 &&
                (type != NULL || gptoss_config_find(&rope, "factor") != NULL)) {
-        gptoss_config_fail(&rope, key, "\"default\", \"linear\" or \"llama3\"", type);
+        gptoss_config_fail(&rope, key, "\"default\", \"linear\", \"llama3\" or \"yarn\"", type);
     }
 }
 
@@ -141,10 +147,15 @@ static void read_gguf_rope(const struct gptoss_config_reader *reader,
     gptoss_config_number(reader, "rope.freq_base", 1.0, 1e15, &config->rope_theta);
     gptoss_config_demand_number(reader, "rope.dimension_count", config->head_dim);
     gptoss_config_demand_number(reader, "rope.scaling.attn_factor", 1.0);
-    if (strcmp(name, "none") == 0)
+    if (*reader->status != GPTOSS_OK || strcmp(name, "none") == 0)
         return;
+    if (strcmp(name, "yarn") == 0) {
+        config->rope_original_positions = config->max_positions;
+        gptoss_config_gguf_yarn(reader, config);
+        return;
+    }
     if (type != NULL && strcmp(name, "linear") != 0)
-        gptoss_config_fail(reader, "rope.scaling.type", "\"linear\" or \"none\"", type);
+        gptoss_config_fail(reader, "rope.scaling.type", "\"linear\", \"yarn\" or \"none\"", type);
     gptoss_config_number(reader,
                          gptoss_config_either(reader, "rope.scaling.factor", "rope.scale_linear"),
                          0.0, 1e6, &config->rope_factor);

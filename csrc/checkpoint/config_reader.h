@@ -55,6 +55,14 @@ void gptoss_config_demand_bool(const struct gptoss_config_reader *reader, const 
 bool gptoss_config_rope(const struct gptoss_config_reader *reader,
                         struct gptoss_config_reader *rope_out);
 
+/* ---- config.c: YaRN, on top of the positions and of defaults in *config ---- */
+
+/* From the settings of the rotation. */
+void gptoss_config_yarn(const struct gptoss_config_reader *rope, struct gptoss_config *config);
+/* From the metadata of a GGUF file. */
+void gptoss_config_gguf_yarn(const struct gptoss_config_reader *reader,
+                             struct gptoss_config *config);
+
 /* ---- config_dense.c: whole configurations; *config is overwritten ---- */
 
 void gptoss_config_llama(const struct gptoss_config_reader *reader, struct gptoss_config *config);

@@ -21,7 +21,7 @@ struct cursor {
     const struct gptoss_file *file;
     uint64_t offset;
     bool in_tensor;
-    bool lists_all, is_early_ollama; /* of tensors: see gguf.h */
+    bool lists_all, is_ollama; /* of tensors: see gguf.h */
     char name[160]; /* of the key or the tensor, cut if it is longer; "" before it is known */
     struct gptoss_error *error;
 };
@@ -274,6 +274,7 @@ enum gptoss_status gptoss_gguf_parse(const struct gptoss_file *file, struct gpto
     struct cursor cursor = {.file = file, .error = error};
     enum gptoss_status status = parse(&cursor, &gguf);
     if (status == GPTOSS_OK) {
+        gguf.is_ollama = gptoss_gguf_is_text(&gguf, "general.architecture", "gptoss");
         *gguf_out = gguf;
     } else {
         gptoss_gguf_free(&gguf);
@@ -388,7 +389,7 @@ static enum gptoss_status take_format(struct cursor *cursor, struct gptoss_tenso
     uint64_t start = cursor->offset, type;
     GPTOSS_TRY(take_integer(cursor, 4, "type", &type));
     bool is_known = type < sizeof types / sizeof types[0] && types[type].name != NULL;
-    if (type == 4 && cursor->is_early_ollama) {
+    if (type == 4 && cursor->is_ollama) {
         tensor->format = gptoss_gguf_early_mxfp4;
         tensor->dtype = GPTOSS_DTYPE_MXFP4_GGUF;
         return GPTOSS_OK;
@@ -521,8 +522,7 @@ enum gptoss_status gptoss_gguf_parse_tensors(const struct gptoss_file *file,
     struct cursor cursor = {.file = file,
                             .in_tensor = true,
                             .lists_all = lists_all,
-                            .is_early_ollama =
-                                gptoss_gguf_is_text(gguf, "general.architecture", "gptoss"),
+                            .is_ollama = gguf->is_ollama,
                             .error = error};
     enum gptoss_status status = parse_tensors(&cursor, gguf, &table);
     if (status == GPTOSS_OK) {

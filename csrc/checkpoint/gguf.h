@@ -17,6 +17,7 @@ struct gptoss_gguf {
     uint32_t version;
     uint64_t alignment;
     uint64_t num_tensors, tensors_offset; /* as the header says; where their table begins */
+    bool is_ollama; /* architecture "gptoss"; of a later part to be taken from the first */
 };
 
 /* Reads the metadata of a mapped or read file. Counts and lengths are checked against the bytes

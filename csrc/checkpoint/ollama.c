@@ -208,7 +208,7 @@ enum gptoss_status gptoss_ollama_convert(const struct gptoss_gguf *gguf,
                                          struct gptoss_address_space *copies_out,
                                          struct gptoss_error *error) {
     *copies_out = (struct gptoss_address_space){0};
-    if (!gptoss_gguf_is_text(gguf, "general.architecture", "gptoss"))
+    if (!gguf->is_ollama)
         return GPTOSS_OK;
     struct conversion conversion = {.progress = progress, .error = error};
     enum gptoss_status status = convert(&conversion, gguf, table);

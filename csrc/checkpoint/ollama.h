@@ -7,10 +7,10 @@
 #include "checkpoint/gguf.h"
 #include "platform/address_space.h"
 
-/* Turns the table of such a file into what llama.cpp's converter would have written, and leaves any
- * other alone. What cannot be used in place is copied into *copies_out, empty if nothing is and on
- * failure; file and offset of a tensor stay those of what it was made from. Counts the copied bytes
- * as progress. */
+/* Turns the table of such a file, or of a part whose first is gguf, into what llama.cpp's converter
+ * would have written, and leaves any other alone. What cannot be used in place is copied into
+ * *copies_out, empty if nothing is and on failure; file and offset of a tensor stay those of what
+ * it was made from. Counts the copied bytes as progress. */
 enum gptoss_status gptoss_ollama_convert(const struct gptoss_gguf *gguf,
                                          struct gptoss_tensor_table *table,
                                          struct gptoss_progress *progress,

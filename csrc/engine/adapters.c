@@ -197,6 +197,42 @@ static void append(struct gptoss_weight *weight, struct gptoss_low_rank *term) {
     *end = term;
 }
 
+/* How many heads the rows of a weight are whose order in GGUF files of llama is not that of Hugging
+ * Face, and so of adapters; 0 for others. */
+static int32_t num_turned_heads(const struct gptoss_model *model,
+                                const struct gptoss_weight *weight) {
+    const struct gptoss_config *config = model->config;
+    for (int32_t i = 0; config->rope_neighbours && i < config->num_layers; ++i) {
+        const struct gptoss_dense_layer *layer = &model->weights.dense.layers[i];
+        if (weight == &layer->query)
+            return config->num_heads;
+        if (weight == &layer->key)
+            return config->num_kv_heads;
+    }
+    return 0;
+}
+
+/* Points b to a copy whose rows follow the model's: of a head i and i + half become 2 i and
+ * 2 i + 1. */
+static enum gptoss_status reorder_rows(struct gptoss_open_adapter *adapter, int32_t num_heads,
+                                       struct gptoss_weight *b, struct gptoss_error *error) {
+    uint64_t row_bytes = (uint64_t)b->num_columns * gptoss_dtype_bytes(b->dtype);
+    int64_t head_rows = b->num_rows / num_heads, half = head_rows / 2;
+    uint8_t *copy = gptoss_allocate((size_t)b->num_rows, (size_t)row_bytes);
+    if (copy == NULL)
+        return gptoss_error_memory(error, (uint64_t)b->num_rows * row_bytes, "rows of an adapter");
+    adapter->copies[adapter->num_copies++] = copy;
+    adapter->copied_bytes += (uint64_t)b->num_rows * row_bytes;
+    for (int64_t row = 0; row < b->num_rows; ++row) {
+        int64_t head = row / head_rows, i = row % head_rows;
+        int64_t from = head * head_rows + i / 2 + (i % 2) * half;
+        memcpy(copy + (uint64_t)row * row_bytes, b->data + (uint64_t)from * row_bytes,
+               (size_t)row_bytes);
+    }
+    b->data = copy;
+    return GPTOSS_OK;
+}
+
 static enum gptoss_status add_module(struct gptoss_model *model,
                                      struct gptoss_open_adapter *adapter, const char *module,
                                      float factor, struct gptoss_error *error) {
@@ -215,6 +251,9 @@ static enum gptoss_status add_module(struct gptoss_model *model,
         term->b.num_rows = parts[i]->num_rows;
         term->b.data += (uint64_t)(first_row * a.num_rows) * gptoss_dtype_bytes(b.dtype);
         first_row += parts[i]->num_rows;
+        int32_t num_heads = num_turned_heads(model, parts[i]);
+        if (num_heads > 0)
+            GPTOSS_TRY(reorder_rows(adapter, num_heads, &term->b, error));
         append(parts[i], term);
     }
     return GPTOSS_OK;
@@ -232,16 +271,12 @@ static enum gptoss_status open_adapter(struct gptoss_model *model,
                                    : gptoss_file_map(&adapter->file, error));
     GPTOSS_TRY(gptoss_safetensors_parse(&adapter->file, &adapter->contents, error));
     GPTOSS_TRY(sort_names(adapter, error));
-    if (model->config->rope_neighbours)
-        return gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
-                                "%s: adapters are for llama models in Hugging Face's files; a GGUF "
-                                "file has the rows of queries and keys in another order",
-                                wanted->path);
     if (wanted->num_modules > SIZE_MAX / MAX_PARTS)
         return gptoss_error_memory(error, UINT64_MAX, "an adapter");
     size_t max_terms = MAX_PARTS * wanted->num_modules;
     adapter->terms = gptoss_allocate(max_terms, sizeof *adapter->terms);
-    if (adapter->terms == NULL)
+    adapter->copies = gptoss_allocate(max_terms, sizeof *adapter->copies);
+    if (adapter->terms == NULL || adapter->copies == NULL)
         return gptoss_error_memory(error, max_terms * sizeof *adapter->terms, "an adapter");
     for (size_t i = 0; i < wanted->num_modules; ++i)
         GPTOSS_TRY(add_module(model, adapter, wanted->modules[i], wanted->factors[i], error));
@@ -268,9 +303,13 @@ enum gptoss_status gptoss_adapters_open(struct gptoss_model *model,
 
 void gptoss_adapters_clear(struct gptoss_model *model) {
     for (size_t i = 0; i < model->num_adapters; ++i) {
-        gptoss_free(model->adapters[i].terms);
-        gptoss_tensor_table_free(&model->adapters[i].contents);
-        gptoss_file_close(&model->adapters[i].file);
+        struct gptoss_open_adapter *adapter = &model->adapters[i];
+        for (size_t copy = 0; copy < adapter->num_copies; ++copy)
+            gptoss_free(adapter->copies[copy]);
+        gptoss_free(adapter->copies);
+        gptoss_free(adapter->terms);
+        gptoss_tensor_table_free(&adapter->contents);
+        gptoss_file_close(&adapter->file);
     }
     gptoss_free(model->adapters);
 }
@@ -280,6 +319,7 @@ void gptoss_adapters_memory(const struct gptoss_model *model, struct gptoss_mode
         const struct gptoss_open_adapter *adapter = &model->adapters[i];
         *(adapter->file.is_mapped ? &memory->mapped_bytes : &memory->read_bytes) +=
             adapter->file.num_bytes;
-        memory->heap_bytes += sizeof *adapter + adapter->num_terms * sizeof *adapter->terms;
+        memory->heap_bytes +=
+            sizeof *adapter + adapter->num_terms * sizeof *adapter->terms + adapter->copied_bytes;
     }
 }

@@ -14,6 +14,9 @@ struct gptoss_open_adapter {
     struct gptoss_tensor_table contents;
     struct gptoss_low_rank *terms;
     size_t num_terms;
+    uint8_t **copies; /* matrices whose rows had to be brought into the model's order */
+    size_t num_copies;
+    uint64_t copied_bytes;
 };
 
 /* Opens the adapters of the options behind a model whose weights are bound, and adds their terms to

@@ -88,6 +88,18 @@ static enum gptoss_status bind_divisors(struct gptoss_binder *binder, struct gpt
     return GPTOSS_OK;
 }
 
+/* YaRN has frequencies of its own. */
+static enum gptoss_status refuse_divisors(struct gptoss_binder *binder) {
+    const struct gptoss_tensor *tensor =
+        gptoss_checkpoint_find(binder->checkpoint, "rope_freqs.weight");
+    if (tensor == NULL || binder->naming != GPTOSS_NAMING_GGUF)
+        return GPTOSS_OK;
+    struct gptoss_place place = {
+        .file = tensor->file, .tensor = tensor->name, .offset = (int64_t)tensor->file_offset};
+    return gptoss_format_error(binder->error, &place, "no such tensor beside YaRN scaling",
+                               "divisors of the frequencies");
+}
+
 static enum gptoss_status bind_all(struct gptoss_binder *binder, struct gptoss_model *model) {
     const struct gptoss_config *config = binder->config;
     struct gptoss_dense *weights = &model->weights.dense;
@@ -100,6 +112,8 @@ static enum gptoss_status bind_all(struct gptoss_binder *binder, struct gptoss_m
     GPTOSS_TRY(gptoss_bind_unembedding(binder, &weights->embedding, &weights->unembedding));
     if (config->rope_scaling == GPTOSS_ROPE_DIVISORS)
         GPTOSS_TRY(bind_divisors(binder, &model->rope_divisors));
+    if (config->rope_scaling == GPTOSS_ROPE_YARN)
+        GPTOSS_TRY(refuse_divisors(binder));
     GPTOSS_TRY(gptoss_dense_allocate(model, binder->error));
     for (binder->layer = 0; binder->layer < config->num_layers; ++binder->layer) {
         struct gptoss_dense_layer *layer = &weights->layers[binder->layer];

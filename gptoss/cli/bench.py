@@ -325,8 +325,8 @@ def run(
     least its FLOP / FMA peak: of the matrix products, attention left out. Both limits are
     measured in the same run with the same threads: plain vector loads over memory larger than the
     caches, and independent multiply-adds at the precision, the best round of each. "reached" is the
-    median's share of the nearer limit. Bytes and FLOP are the model's own counters, no estimates. With a
-    --device other than the CPU no limit is measured, and none is shown.
+    median's share of the nearer limit. Bytes and FLOP are the model's own counters, no estimates.
+    With a --device other than the CPU no limit is measured, and none is shown.
     """
     tests = make_tests(
         sizes(prompt, "--prompt", none=True),

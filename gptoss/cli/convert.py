@@ -1,4 +1,4 @@
-"""`gptoss convert`: gpt-oss between GGUF and Hugging Face's layout."""
+"""`gptoss convert`: models between GGUF and Hugging Face's layout."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from gptoss.conversion import Report
 
 EXAMPLES = (
     "gptoss convert ~/models/gpt-oss-20b gpt-oss-20b.gguf",
-    "gptoss convert gpt-oss-20b.gguf gpt-oss-20b-hf",
+    "gptoss convert gpt-oss-20b.gguf gpt-oss-20b-hf --max-shard-size 2GB",
     "gptoss convert ~/models/gpt-oss-20b/original gpt-oss-20b-hf --to hf",
 )
 
@@ -22,6 +22,14 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the output if it e
 Threads = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Threads to use; default: one for each processor."),
+]
+ShardSize = Annotated[
+    str | None,
+    typer.Option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="What a .safetensors file holds at most, such as 500MB; default: 5GB.",
+    ),
 ]
 
 
@@ -55,13 +63,20 @@ def run(
             metavar="gguf|hf", help="Layout of the output; default: gguf for a name in .gguf."
         ),
     ] = None,
+    max_shard_size: ShardSize = None,
     force: Force = False,
     threads: Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write gpt-oss as a GGUF file for llama.cpp, or as safetensors for Hugging Face."""
+    """Write a model as a GGUF file for llama.cpp, or as safetensors for Hugging Face."""
     with console.progress_bar("converting", unit="bytes") as progress:
         report = gptoss.convert(
-            source, output, to=to, force=force, threads=threads, progress=progress
+            source,
+            output,
+            to=to,
+            max_shard_size=max_shard_size,
+            force=force,
+            threads=threads,
+            progress=progress,
         )
     show(report, as_json)

@@ -6,7 +6,7 @@ import typer
 
 import gptoss
 from gptoss.cli import console, options
-from gptoss.cli.convert import SOURCE_HELP, Force, Threads, show
+from gptoss.cli.convert import SOURCE_HELP, Force, ShardSize, Threads, show
 from gptoss.conversion import PLANES_ALONE
 from gptoss.quantization import FORMATS
 
@@ -28,8 +28,8 @@ def run(
         typer.Option(
             metavar="TYPE",
             help=f"Format of the matrices: {', '.join(FORMATS)}; in Hugging Face's layout MXFP4, "
-            f"{', '.join(PLANES_ALONE)} or BF16 (MXFP6 is E2M3, MXFP8 E4M3). Norms, biases, sinks "
-            "and routers stay, and so do blocks that take no more bits already.",
+            f"{', '.join(PLANES_ALONE)} or BF16 (MXFP6 is E2M3, MXFP8 E4M3). Norms, biases, sinks, "
+            "routers and positions stay, and so do blocks that take no more bits already.",
         ),
     ] = "Q8_0",
     rule: Annotated[
@@ -46,6 +46,7 @@ def run(
             metavar="gguf|hf", help="Layout of the output; default: hf for MXFP6 and MXFP8."
         ),
     ] = None,
+    max_shard_size: ShardSize = None,
     force: Force = False,
     threads: Threads = None,
     as_json: options.Json = False,
@@ -58,6 +59,7 @@ def run(
             type,
             rules=rule or (),
             to=to,
+            max_shard_size=max_shard_size,
             force=force,
             threads=threads,
             progress=progress,
