@@ -174,9 +174,10 @@ class Model:
         precision: "fp32" anywhere, a CPU's default. A CPU's "bf16": activations are rounded to
             bfloat16 before every matrix product, which AMX ("amx") or AVX512_BF16 ("avx512_bf16")
             then multiplies, on AMX in attention too; processors with neither refuse it; results
-            depend on the instruction set, and on nothing else. A GPU's "fp16", the default where it multiplies such
-            matrices: so are products of many tokens, with lines scaled by a power of two; that
-            keeps three more bits than bfloat16 would, on more devices, at the same speed.
+            depend on the instruction set, and on nothing else. A GPU's "fp16", the default where it
+            multiplies such matrices: so are products of many tokens, with lines scaled by a power
+            of two; that keeps three more bits than bfloat16 would, on more devices, at the same
+            speed.
         tokenizer: a Tokenizer, or the path of one; by default what a GGUF file holds, else the
             tokenizer.json beside the weights.
         mmap: use the weights in place in the mapped files; False reads them into memory.

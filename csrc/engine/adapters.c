@@ -204,9 +204,9 @@ static int32_t num_turned_heads(const struct gptoss_model *model,
     const struct gptoss_config *config = model->config;
     for (int32_t i = 0; config->rope_neighbours && i < config->num_layers; ++i) {
         const struct gptoss_dense_layer *layer = &model->weights.dense.layers[i];
-        if (weight == &layer->query)
+        if (weight == &layer->attention.query)
             return config->num_heads;
-        if (weight == &layer->key)
+        if (weight == &layer->attention.key)
             return config->num_kv_heads;
     }
     return 0;

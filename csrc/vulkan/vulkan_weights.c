@@ -188,7 +188,7 @@ static void fill_row(const struct gptoss_weight_entry *entry, uint64_t index, ui
     const uint8_t *first = weight->data + (uint64_t)matrix * weight->matrix_bytes;
     const uint8_t *from = first + (uint64_t)row * from_bytes;
     const uint8_t *from_scales = NULL;
-    if (weight->dtype == GPTOSS_DTYPE_MXFP4)
+    if (gptoss_dtype_has_planes(weight->dtype))
         from_scales = weight->scales + (uint64_t)matrix * weight->scale_matrix_bytes +
                       (uint64_t)row * columns / 32;
     if (weight->dtype == GPTOSS_DTYPE_Q8_0 || weight->dtype == GPTOSS_DTYPE_MXFP4_GGUF) {
