@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mx_models
 import numpy as np
 import pytest
 from dense_models import Gpt2, Llama, Spec, write_hf
-from models import Array
+from models import Array, Tensors
 from mx_models import FORMATS, UNSCALED
 from support import assert_same_bits, open_generator, random_tokens
 from test_conversion import assert_same_tensors, leftovers, run
@@ -39,8 +40,11 @@ def logits(path: Path) -> Array:
         return open_generator(model, 40).prefill(random_tokens(model, 40), all_logits=True)
 
 
-def mixed(directory: Path, spec: Spec, formats: tuple[str, ...], rng: np.random.Generator) -> Path:
-    """Every matrix, positions too, in one of the formats; made without the engine."""
+def parts(
+    spec: Spec, formats: tuple[str, ...], rng: np.random.Generator
+) -> tuple[dict[str, Any], Tensors]:
+    """config.json and tensors, every matrix, positions too, in one of the formats; made without the
+    engine."""
     tensors = spec.tensors(rng, "F32")
     chosen = {
         name: str(rng.choice(formats))
@@ -49,8 +53,11 @@ def mixed(directory: Path, spec: Spec, formats: tuple[str, ...], rng: np.random.
     }
     chosen = {name: format for name, format in chosen.items() if format != "F32"}
     planes, _ = mx_models.split(tensors, chosen)
-    config = spec.config() | {"quantization_config": mx_models.quantization(chosen)}
-    return mx_models.write(directory, config, planes)
+    return spec.config() | {"quantization_config": mx_models.quantization(chosen)}, planes
+
+
+def mixed(directory: Path, spec: Spec, formats: tuple[str, ...], rng: np.random.Generator) -> Path:
+    return mx_models.write(directory, *parts(spec, formats, rng))
 
 
 def named_by_transformers(directory: Path) -> dict[str, Array]:
@@ -209,6 +216,40 @@ def test_what_cannot_be_encoded(tmp_path: Path, name: str, rng: np.random.Genera
             gptoss.quantize(tmp_path / "hf", tmp_path / "out", "MXFP8")
         assert caught.value.tensor == tensor
         assert leftovers(tmp_path) == ["hf"]
+
+
+def break_planes(config: dict[str, Any], tensors: Tensors, rng: np.random.Generator) -> None:
+    """One plane is gone, of another type, of too few rows or of too small blocks, or config.json
+    says another format."""
+    name = str(rng.choice([name for name in tensors if name.endswith(("_blocks", "_scales"))]))
+    match int(rng.integers(5)):
+        case 0:
+            del tensors[name]
+        case 1:
+            tensors[name] = tensors[name].astype(np.float32)
+        case 2:
+            tensors[name] = tensors[name][: int(rng.integers(1, len(tensors[name])))]
+        case 3:
+            tensors[name] = np.ascontiguousarray(tensors[name][..., :-1])
+        case 4:
+            config["quantization_config"] = {"quant_method": "mx", "format": "MXFP4"}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_malformed_planes(tmp_path: Path, name: str, rng: np.random.Generator) -> None:
+    for _ in range(30):
+        config, tensors = parts(SPECS[name], UNSCALED, rng)
+        break_planes(config, tensors, rng)
+        planes = mx_models.write(tmp_path / "planes", config, tensors)
+        for act in (
+            lambda planes: gptoss.convert(planes, tmp_path / "m.gguf"),
+            lambda planes: gptoss.quantize(planes, tmp_path / "out", "MXFP8"),
+            lambda planes: gptoss.compare(planes, planes),
+        ):
+            with pytest.raises(gptoss.FormatError) as caught:
+                act(planes)
+            assert caught.value.file and caught.value.tensor
+            assert leftovers(tmp_path) == ["planes"]
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
