@@ -77,7 +77,9 @@ static enum gptoss_status group(struct gptoss_vulkan_backend *backend,
         .num_experts = (uint32_t)num_experts,
     };
     GPTOSS_TRY(find_groups(backend, num_routes, num_experts, &push.routes, &push.tiles));
-    uint32_t workgroup = backend->device.max_workgroup < 1024 ? WORKGROUP : 1024;
+    /* As large as 32 subgroups, of which every device takes that many. */
+    uint32_t workgroup = 32 * backend->device.subgroup_size;
+    workgroup = workgroup <= backend->device.max_workgroup ? workgroup : WORKGROUP;
     return gptoss_vulkan_dispatch(backend,
                                   &(struct gptoss_dispatch){
                                       .key = {GPTOSS_SHADER_group, {workgroup, push.num_experts}},

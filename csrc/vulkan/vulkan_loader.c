@@ -33,7 +33,8 @@ static bool load_instance_functions(struct gptoss_vulkan_loader *loader,
 enum gptoss_status gptoss_vulkan_loader_open(struct gptoss_vulkan_loader *loader,
                                              struct gptoss_error *error) {
     *loader = (struct gptoss_vulkan_loader){0};
-    loader->library = dlopen("libvulkan.so.1", RTLD_NOW | RTLD_LOCAL);
+    /* Drivers leave threads and keys behind: once loaded, the library stays. */
+    loader->library = dlopen("libvulkan.so.1", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (loader->library == NULL)
         return refuse(error, "libvulkan.so.1 cannot be opened");
     PFN_vkGetInstanceProcAddr get;
