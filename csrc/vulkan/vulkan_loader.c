@@ -1,6 +1,7 @@
 #include "vulkan/vulkan_loader.h"
 
 #include <dlfcn.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -55,6 +56,12 @@ enum gptoss_status gptoss_vulkan_loader_open(struct gptoss_vulkan_loader *loader
         .sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO,
         .pApplicationInfo = &application,
     };
+    /* NVIDIA's driver cannot be loaded more than some thirty times in a process, and the loader drops
+     * it with the last instance: one more stays. */
+    static atomic_bool is_kept;
+    VkInstance kept;
+    if (!atomic_exchange(&is_kept, true) && create(&info, NULL, &kept) != VK_SUCCESS)
+        atomic_store(&is_kept, false);
     VkResult result = create(&info, NULL, &loader->instance);
     if (result != VK_SUCCESS) {
         loader->instance = VK_NULL_HANDLE;
