@@ -56,8 +56,8 @@ enum gptoss_status gptoss_vulkan_loader_open(struct gptoss_vulkan_loader *loader
         .sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO,
         .pApplicationInfo = &application,
     };
-    /* NVIDIA's driver cannot be loaded more than some thirty times in a process, and the loader drops
-     * it with the last instance: one more stays. */
+    /* NVIDIA's driver cannot be loaded more than some thirty times in a process, and the loader
+     * drops it with the last instance: one more stays. */
     static atomic_bool is_kept;
     VkInstance kept;
     if (!atomic_exchange(&is_kept, true) && create(&info, NULL, &kept) != VK_SUCCESS)
