@@ -257,6 +257,22 @@ def test_ctrl_c_and_progress_stop_a_prefill(model: gptoss.Model) -> None:
     assert_same_bits(generator.prefill(tokens[:10]), fresh.logits)
 
 
+def test_a_long_block_stops_at_a_layer(model: gptoss.Model) -> None:
+    generator = open_generator(model, 100)
+    tokens = random_tokens(model, 80, SEED)
+
+    def stop(done: int, total: int) -> None:
+        if 0 < done < total:
+            raise LookupError("enough")
+
+    with pytest.raises(LookupError):
+        for _ in range(100):  # the callback comes every 20 ms
+            generator.reset()
+            generator.prefill(tokens, progress=stop)
+    assert generator.position == 0
+    assert_same_bits(generator.prefill(tokens), start(model, tokens).logits)
+
+
 def test_after_fork_the_child_is_refused_and_the_parent_goes_on(model: gptoss.Model) -> None:
     generator = start(model, [1, 2, 3])
     expected = start(model, [1, 2, 3, 4]).logits.copy()

@@ -10,6 +10,8 @@
 
 /* Ctrl-C is to work within 100 ms. */
 #define POLL_NANOSECONDS 20000000u
+/* Rows up to which a pass is one list. */
+#define MAX_UNDIVIDED_ROWS 64
 
 bool gptoss_vulkan_is_ours(const struct gptoss_vulkan_backend *backend) {
     return backend->owner == (int)getpid();
@@ -111,6 +113,8 @@ static const void *vulkan_buffer_read(struct gptoss_backend *base, struct gptoss
 
 enum gptoss_status gptoss_vulkan_dispatch(struct gptoss_vulkan_backend *backend,
                                           const struct gptoss_dispatch *dispatch) {
+    if (backend->failed != GPTOSS_OK)
+        return backend->failed;
     struct gptoss_vulkan_command command;
     memset(&command, 0, sizeof command); /* padding, too: commands are compared whole */
     command.timer = backend->timer;
@@ -184,15 +188,19 @@ static enum gptoss_status vulkan_begin(struct gptoss_backend *base, gptoss_poll_
     return GPTOSS_OK;
 }
 
+/* Runs what is listed of a long pass, so that a layer is the longest that Ctrl-C waits for. */
 static void vulkan_progress(struct gptoss_backend *base, uint64_t done, uint64_t total) {
     struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
     backend->done = done;
     backend->total = total;
+    if (backend->queue.count > 0 && backend->num_rows > MAX_UNDIVIDED_ROWS)
+        backend->failed = gptoss_vulkan_flush(backend);
 }
 
 static bool vulkan_poll(struct gptoss_backend *base, uint64_t done, uint64_t total) {
     struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
-    vulkan_progress(base, done, total);
+    backend->done = done;
+    backend->total = total;
     backend->last_poll = gptoss_clock_nanoseconds();
     return backend->poll != NULL && backend->poll(backend->poll_user, done, total) != 0;
 }

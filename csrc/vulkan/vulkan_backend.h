@@ -59,7 +59,8 @@ struct gptoss_vulkan_backend {
     void *poll_user;
     uint64_t done, total, last_poll;
     struct gptoss_error error; /* of the operation that failed last */
-    enum gptoss_status failed; /* of a buffer_read of this pass, which cannot tell itself */
+    enum gptoss_status failed; /* of a buffer_read or progress of this pass, which cannot tell
+                                  themselves: what comes next does */
 
     struct gptoss_vulkan_memory inputs;       /* rows, slots, rotations of the pass */
     int64_t max_rows, max_slots, max_angles;  /* that inputs has room for */
