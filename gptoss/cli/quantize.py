@@ -26,6 +26,7 @@ def run(
     type: Annotated[
         str,
         typer.Option(
+            "--type",
             metavar="TYPE",
             help=f"Format of the matrices: {', '.join(FORMATS)}; in Hugging Face's layout MXFP4, "
             f"{', '.join(PLANES_ALONE)} or BF16 (MXFP6 is E2M3, MXFP8 E4M3). Norms, biases, sinks, "
