@@ -47,10 +47,11 @@ struct gptoss_vector {
 };
 
 struct gptoss_row {
-    int32_t slot; /* which cache of the table */
-    int32_t token;
+    int32_t slot;  /* which cache of the table */
+    int32_t token; /* or GPTOSS_TOKEN_GUESSED: what gptoss_guess found, in a table of one row */
     int64_t position;
 };
+#define GPTOSS_TOKEN_GUESSED (-1)
 
 struct gptoss_buffer; /* memory of the back end */
 struct gptoss_cache;  /* keys and values of one sequence */
@@ -181,6 +182,20 @@ struct gptoss_unembed {
     struct gptoss_norm norm;
     const struct gptoss_weight *weight; /* NULL: only the norm */
     float *logits;                      /* host memory, [num_rows][vocabulary] */
+    bool is_deferred; /* logits are there after `end` only: for back ends that guess, of one row */
+};
+
+/* Deferred passes of one turn, at most. */
+#define GPTOSS_MAX_DEFERRED 8
+
+/* Guesses the token that will be drawn from the logits of the last unembed, which was deferred, for
+ * the next pass: it runs without the host in between. A guess, since float32 sums decide; nothing
+ * depends on it but time. */
+struct gptoss_guess {
+    float temperature; /* 0: the largest logit, the first of equal ones */
+    float min_p;       /* tokens less likely than the likeliest by this factor are not drawn */
+    uint64_t random;   /* uniform: which of them, in ascending order, by their shares */
+    int32_t *token;    /* host memory, set after `end` */
 };
 
 /* One of the tasks of run_tasks, on any thread of the host. */
@@ -261,6 +276,8 @@ struct gptoss_backend_operations {
                                       const struct gptoss_expert_down *);
     enum gptoss_status (*unembed)(struct gptoss_backend *, const struct gptoss_row_table *,
                                   const struct gptoss_unembed *);
+    /* NULL: this back end does not guess. */
+    enum gptoss_status (*guess)(struct gptoss_backend *, const struct gptoss_guess *);
     /* What a device that times its own work has spent on an operation of that name; NULL: the time
      * of the call is the operation's. */
     uint64_t (*operation_nanoseconds)(const struct gptoss_backend *, const char *name);

@@ -446,6 +446,17 @@ enum gptoss_status gptoss_generator_look_ahead(struct gptoss_generator *generato
                                                const int32_t *tokens, size_t num_tokens,
                                                gptoss_poll_fn poll, void *user,
                                                struct gptoss_error *error);
+struct gptoss_sampling;
+/* Whether the model's device can do what gptoss_generator_run_ahead asks for. */
+bool gptoss_generator_runs_ahead(const struct gptoss_generator *generator);
+/* Computes the row of a token, and those of num_tokens - 1 more that are guessed to be drawn with
+ * sampling's temperature, min_p and seed and nothing else of it; fewer if the context ends before
+ * or the device takes fewer at once. What follows is as after gptoss_generator_look_ahead. */
+enum gptoss_status gptoss_generator_run_ahead(struct gptoss_generator *generator, int32_t token,
+                                              int32_t num_tokens,
+                                              const struct gptoss_sampling *sampling,
+                                              gptoss_poll_fn poll, void *user,
+                                              struct gptoss_error *error);
 /* How many tokens are looked ahead at now, and which; valid until the next call that changes the
  * generator. */
 size_t gptoss_generator_ahead(const struct gptoss_generator *generator, const int32_t **tokens_out);

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from gptoss import _core
 from gptoss.errors import ArgumentError, StateError, require_integer
+from gptoss.run_ahead import RunAhead, can_guess
 from gptoss.sampling import Draw, Sampling, require_sampling
 from gptoss.tokenizer import StreamDecoder
 
@@ -99,6 +100,7 @@ class Continuation:
         max_tokens: how many at most; None until begin() if the context decides.
         num_tokens: how many were drawn.
         is_over: whether the last one was.
+        is_plain: whether a device can guess what is drawn.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Continuation:
         self._stop_tokens = frozenset(require_integer("a stop token", t, 0) for t in stop_tokens)
         self._num_top = require_integer("top_logprobs", top_logprobs, 0, model._config.vocab_size)
         self._processors = tuple(processors)
+        self.is_plain = not processors and can_guess(self.sampling)
         self._tokenizer = tokenizer
         self._decoder = None if tokenizer is None else StreamDecoder(tokenizer)
         self._matcher = StopMatcher(stops)
@@ -216,6 +219,11 @@ class Generation(Iterator[Output]):
         self._generator = generator
         self._continuation = continuation
         self._progress = progress
+        self._run_ahead = (
+            RunAhead(self.sampling)
+            if generator._core.runs_ahead and continuation.is_plain
+            else None
+        )
         self._position = -1  # of the Generator at the last output
         self._last_token = -1
         self._ended = False
@@ -264,9 +272,12 @@ class Generation(Iterator[Output]):
         generator, continuation = self._generator, self._continuation
         if generator._pending != self._last_token or generator.position != self._position:
             raise StateError("the Generator was moved since the last output: call generate() again")
+        assert continuation.max_tokens is not None
+        num_left = continuation.max_tokens - continuation.num_tokens
         if generator._drafter is not None:
-            assert continuation.max_tokens is not None
-            generator._drafter.prepare(generator, continuation.max_tokens - continuation.num_tokens)
+            generator._drafter.prepare(generator, num_left)
+        elif self._run_ahead is not None:
+            self._run_ahead.prepare(generator, num_left)
         generator._feed((), None, None)
 
 

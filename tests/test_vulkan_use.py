@@ -439,6 +439,13 @@ for path in paths:
         generator.prefill([7] * 250)
         generator.rewind(20)
         generator.step(1)
+    with gptoss.Model(path, device="vulkan") as model:  # which runs ahead, as without profile
+        generator = open_generator(model, 300)
+        generator.prefill([7] * 250)
+        for temperature in (0.0, 1.0):
+            generator._core.run_ahead(3, 8, temperature, 0.1, 5)
+            while (token := generator._core.next_ahead) is not None:
+                generator.step(token)
 for failing in range(FIRST, 500, STEP):  # what was made before memory ran out is given back
     _core.fail_allocation(failing)
     try:

@@ -1,9 +1,11 @@
-/* Looking ahead: rows of tokens that may come next, computed in one pass. Feeding one that was
- * guessed right costs nothing then; a wrong guess is forgotten. */
+/* Looking ahead: rows of tokens that may come next, computed in one pass, or, where the device
+ * guesses them, in passes that do not wait for the host. Feeding one that was guessed right costs
+ * nothing then; a wrong guess is forgotten. */
 #include <math.h>
 #include <string.h>
 
 #include "engine/generator.h"
+#include "engine/sampler.h"
 #include "platform/allocator.h"
 #include "status.h"
 
@@ -39,13 +41,34 @@ static enum gptoss_status reserve(struct gptoss_generator *generator, int64_t nu
     return begin_capture(generator, num_rows, error);
 }
 
+/* Ends the turn whose passes were to compute num_rows rows: those with numbers for logits are ahead
+ * now. NaN is an error of the token that is fed, if it ever is: it is computed again then. */
+static enum gptoss_status end_turn(struct gptoss_generator *generator, int64_t num_rows,
+                                   enum gptoss_status status, struct gptoss_error *error) {
+    struct gptoss_backend *backend = generator->model->backend;
+    struct gptoss_ahead *ahead = &generator->ahead;
+    int64_t vocab_size = generator->model->config->vocab_size;
+    if (status == GPTOSS_OK &&
+        backend->operations->poll(backend, (uint64_t)num_rows, (uint64_t)num_rows))
+        status = gptoss_error_set(error, GPTOSS_ERROR_INTERRUPTED, "interrupted");
+    enum gptoss_status end_status =
+        backend->operations->end(backend, status == GPTOSS_OK ? error : NULL);
+    if (status != GPTOSS_OK || end_status != GPTOSS_OK)
+        return status != GPTOSS_OK ? status : end_status;
+    while (ahead->num_rows < num_rows &&
+           gptoss_check_logits(ahead->logits + ahead->num_rows * vocab_size, vocab_size, NULL) ==
+               GPTOSS_OK)
+        ++ahead->num_rows;
+    return GPTOSS_OK;
+}
+
 enum gptoss_status gptoss_generator_look_ahead(struct gptoss_generator *generator,
                                                const int32_t *tokens, size_t num_tokens,
                                                gptoss_poll_fn poll, void *user,
                                                struct gptoss_error *error) {
     struct gptoss_backend *backend = generator->model->backend;
     struct gptoss_ahead *ahead = &generator->ahead;
-    int64_t num_rows = (int64_t)num_tokens, vocab_size = generator->model->config->vocab_size;
+    int64_t num_rows = (int64_t)num_tokens;
     GPTOSS_TRY(gptoss_generator_check_tokens(generator, tokens, num_tokens, error));
     gptoss_generator_drop_ahead(generator);
     GPTOSS_TRY(reserve(generator, num_rows, error));
@@ -64,18 +87,68 @@ enum gptoss_status gptoss_generator_look_ahead(struct gptoss_generator *generato
     };
     GPTOSS_TRY(backend->operations->begin(backend, poll, user, error));
     enum gptoss_status status = gptoss_pass_run(generator->model, &pass, error);
-    if (status == GPTOSS_OK && backend->operations->poll(backend, num_tokens, num_tokens))
-        status = gptoss_error_set(error, GPTOSS_ERROR_INTERRUPTED, "interrupted");
-    enum gptoss_status end_status =
-        backend->operations->end(backend, status == GPTOSS_OK ? error : NULL);
-    if (status != GPTOSS_OK || end_status != GPTOSS_OK)
-        return status != GPTOSS_OK ? status : end_status;
-    /* NaN is an error of the token that is fed, if it ever is: it is computed again then. */
-    while (ahead->num_rows < num_rows &&
-           gptoss_check_logits(ahead->logits + ahead->num_rows * vocab_size, vocab_size, NULL) ==
-               GPTOSS_OK)
-        ++ahead->num_rows;
-    return GPTOSS_OK;
+    return end_turn(generator, num_rows, status, error);
+}
+
+bool gptoss_generator_runs_ahead(const struct gptoss_generator *generator) {
+    return generator->model->backend->operations->guess != NULL;
+}
+
+/* The pass of row i, and the guess at the token of the next, if there is one. */
+static enum gptoss_status run_guessed(struct gptoss_generator *generator, int64_t i,
+                                      int64_t num_rows, const struct gptoss_sampling *sampling,
+                                      struct gptoss_error *error) {
+    struct gptoss_ahead *ahead = &generator->ahead;
+    struct gptoss_capture *capture = &ahead->capture;
+    int64_t position = generator->position + i;
+    ahead->rows[i] = (struct gptoss_row){0, ahead->tokens[i], position};
+    const struct gptoss_pass pass = {
+        .rows = ahead->rows + i,
+        .num_rows = 1,
+        .caches = &generator->cache,
+        .captures = &capture,
+        .num_slots = 1,
+        .num_logits_rows = 1,
+        .logits_out = ahead->logits + i * generator->model->config->vocab_size,
+        .is_deferred = true,
+        .progress_done = (uint64_t)i,
+        .progress_total = (uint64_t)num_rows,
+    };
+    GPTOSS_TRY(gptoss_pass_run(generator->model, &pass, error));
+    ++capture->num_rows;
+    if (i + 1 == num_rows)
+        return GPTOSS_OK;
+    ahead->tokens[i + 1] = GPTOSS_TOKEN_GUESSED;
+    const struct gptoss_guess guess = {
+        .temperature = sampling->temperature,
+        .min_p = sampling->min_p,
+        .random = gptoss_sampler_random(sampling->seed, (uint64_t)position + 1),
+        .token = ahead->tokens + i + 1,
+    };
+    return gptoss_pass_guess(generator->model, &guess, error);
+}
+
+enum gptoss_status gptoss_generator_run_ahead(struct gptoss_generator *generator, int32_t token,
+                                              int32_t num_tokens,
+                                              const struct gptoss_sampling *sampling,
+                                              gptoss_poll_fn poll, void *user,
+                                              struct gptoss_error *error) {
+    struct gptoss_backend *backend = generator->model->backend;
+    if (backend->operations->guess == NULL)
+        return gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
+                                "this device does not guess tokens");
+    GPTOSS_TRY(gptoss_generator_check_tokens(generator, &token, 1, error));
+    int64_t room = generator->max_context - generator->position;
+    int64_t num_rows = num_tokens < 1 ? 1 : num_tokens < room ? num_tokens : room;
+    num_rows = num_rows < GPTOSS_MAX_DEFERRED ? num_rows : GPTOSS_MAX_DEFERRED;
+    gptoss_generator_drop_ahead(generator);
+    GPTOSS_TRY(reserve(generator, num_rows, error));
+    generator->ahead.tokens[0] = token;
+    GPTOSS_TRY(backend->operations->begin(backend, poll, user, error));
+    enum gptoss_status status = GPTOSS_OK;
+    for (int64_t i = 0; i < num_rows && status == GPTOSS_OK; ++i)
+        status = run_guessed(generator, i, num_rows, sampling, error);
+    return end_turn(generator, num_rows, status, error);
 }
 
 size_t gptoss_generator_ahead(const struct gptoss_generator *generator,

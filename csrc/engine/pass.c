@@ -147,7 +147,7 @@ void gptoss_pass_progress(struct gptoss_model *model, const struct gptoss_pass *
  */
 static enum gptoss_status unembed(struct gptoss_model *model, const struct gptoss_row_table *table,
                                   const int64_t *rows, int64_t first_row, int64_t num_rows,
-                                  float *logits_out) {
+                                  float *logits_out, bool is_deferred) {
     struct gptoss_workspace *work = &model->workspace;
     return model->backend->operations->unembed(
         model->backend, table,
@@ -160,6 +160,7 @@ static enum gptoss_status unembed(struct gptoss_model *model, const struct gptos
             .norm = work->final_norm,
             .weight = logits_out != NULL ? work->unembedding : NULL,
             .logits = logits_out,
+            .is_deferred = is_deferred,
         });
 }
 
@@ -172,13 +173,13 @@ enum gptoss_status gptoss_pass_unembed(struct gptoss_model *model, const struct 
     work->unembedding = weight;
     size_t tap = gptoss_final_norm_tap(model->config);
     if (is_wanted(pass, tap)) {
-        GPTOSS_TRY(unembed(model, table, NULL, 0, pass->num_rows, NULL));
+        GPTOSS_TRY(unembed(model, table, NULL, 0, pass->num_rows, NULL, false));
         keep_index(model, pass, tap, work->normed);
     }
     if (pass->num_logits_rows == 0)
         return GPTOSS_OK;
     return unembed(model, table, pass->logits_rows, pass->first_logits_row, pass->num_logits_rows,
-                   pass->logits_out);
+                   pass->logits_out, pass->is_deferred);
 }
 
 /* The sentence for a status of operations over num_rows rows. */
@@ -201,8 +202,13 @@ enum gptoss_status gptoss_pass_logits(struct gptoss_model *model, const int64_t 
                                       int64_t first_row, int64_t num_rows, float *logits_out,
                                       struct gptoss_error *error) {
     const struct gptoss_row_table none = {0};
-    return explain(model, unembed(model, &none, rows, first_row, num_rows, logits_out), num_rows,
-                   error);
+    return explain(model, unembed(model, &none, rows, first_row, num_rows, logits_out, false),
+                   num_rows, error);
+}
+
+enum gptoss_status gptoss_pass_guess(struct gptoss_model *model, const struct gptoss_guess *guess,
+                                     struct gptoss_error *error) {
+    return explain(model, model->backend->operations->guess(model->backend, guess), 1, error);
 }
 
 enum gptoss_status gptoss_pass_run(struct gptoss_model *model, const struct gptoss_pass *pass,

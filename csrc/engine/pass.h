@@ -37,10 +37,15 @@ struct gptoss_pass {
     const int64_t *logits_rows;             /* [num_logits_rows]; NULL: first_logits_row and on */
     int64_t first_logits_row, num_logits_rows; /* 0 rows: none */
     float *logits_out;                         /* [num_logits_rows][vocab_size] */
+    bool is_deferred;                          /* logits are there at the end of the turn */
     uint64_t progress_done, progress_total;    /* rows before this pass and in the whole work */
 };
 enum gptoss_status gptoss_pass_run(struct gptoss_model *model, const struct gptoss_pass *pass,
                                    struct gptoss_error *error);
+
+/* After a deferred pass: guesses the token of the next (backend.h). */
+enum gptoss_status gptoss_pass_guess(struct gptoss_model *model, const struct gptoss_guess *guess,
+                                     struct gptoss_error *error);
 
 /* Brings the weights of a newly opened model to where its back end wants them. */
 enum gptoss_status gptoss_pass_load(struct gptoss_model *model, gptoss_poll_fn poll, void *user,

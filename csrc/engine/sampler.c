@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/sampler.h"
 #include "engine/softmax.h"
-#include "gptoss.h"
 #include "numeric/double_math.h"
 #include "numeric/dtype.h"
 #include "platform/allocator.h"
@@ -21,9 +21,8 @@
 #define DIGIT_BITS 12
 #define NUM_DIGITS 5
 
-/* ---- Philox4x32-10 (Salmon et al., SC 2011): a random function of (seed, position) ---- */
-
-static uint64_t philox(uint64_t key, uint64_t counter) {
+/* Philox4x32-10 (Salmon et al., SC 2011): a random function of (seed, position). */
+uint64_t gptoss_sampler_random(uint64_t key, uint64_t counter) {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     uint32_t c[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), 0, 0};
     for (int round = 0; round < 10; ++round) {
@@ -302,7 +301,7 @@ sample(const float *logits, size_t vocab_size, const struct gptoss_sampling *sam
         if (status != GPTOSS_OK)
             goto cleanup;
         filter(sampling, values[best], &candidates);
-        token = draw(&candidates, philox(sampling->seed, num_history));
+        token = draw(&candidates, gptoss_sampler_random(sampling->seed, num_history));
     }
     if (logprob_out != NULL) {
         float maximum = logits[gptoss_find_maximum(logits, vocab_size)];

@@ -306,6 +306,30 @@ cleanup:
     return result;
 }
 
+/* run_ahead(token, num_tokens, temperature, min_p, seed) */
+static PyObject *run_ahead(PyObject *self, PyObject *arguments) {
+    int token, num_tokens;
+    struct gptoss_sampling sampling = {.top_p = 1, .repetition_penalty = 1};
+    unsigned long long seed;
+    if (!PyArg_ParseTuple(arguments, "iiffK:run_ahead", &token, &num_tokens, &sampling.temperature,
+                          &sampling.min_p, &seed))
+        return NULL;
+    sampling.seed = seed;
+    struct gptoss_generator *generator = enter(self);
+    if (generator == NULL)
+        return NULL;
+    struct gptoss_error error;
+    struct gptoss_python_call call;
+    if (!gptoss_python_call_begin(&call, NULL, ((struct generator_object *)self)->owner->parent)) {
+        leave(self);
+        return NULL;
+    }
+    enum gptoss_status status = gptoss_generator_run_ahead(generator, token, num_tokens, &sampling,
+                                                           gptoss_python_poll, &call, &error);
+    leave(self);
+    return gptoss_python_call_end(&call, status, &error);
+}
+
 /* The token looked ahead at as the next one, or None. */
 static PyObject *get_next_ahead(PyObject *self, void *unused) {
     (void)unused;
@@ -317,6 +341,16 @@ static PyObject *get_next_ahead(PyObject *self, void *unused) {
                                                                       : Py_NewRef(Py_None);
     leave(self);
     return result;
+}
+
+static PyObject *get_runs_ahead(PyObject *self, void *unused) {
+    (void)unused;
+    struct gptoss_generator *generator = enter(self);
+    if (generator == NULL)
+        return NULL;
+    bool runs_ahead = gptoss_generator_runs_ahead(generator);
+    leave(self);
+    return PyBool_FromLong(runs_ahead);
 }
 
 static PyObject *view(PyObject *self, const struct gptoss_python_array *array) {
@@ -544,21 +578,14 @@ static PyObject *get_has_logits(PyObject *self, void *unused) {
 }
 
 static PyMethodDef methods[] = {
-    {"close", close_generator, METH_O, NULL},
-    {"prefill", prefill, METH_VARARGS, NULL},
-    {"score", score, METH_VARARGS, NULL},
-    {"step", step, METH_O, NULL},
-    {"look_ahead", look_ahead, METH_O, NULL},
-    {"logits", view_logits, METH_NOARGS, NULL},
-    {"kv", view_kv, METH_O, NULL},
-    {"tokens", get_tokens, METH_NOARGS, NULL},
-    {"rewind", rewind_generator, METH_VARARGS, NULL},
-    {"reset", reset, METH_NOARGS, NULL},
-    {"fork", fork_generator, METH_NOARGS, NULL},
-    {"capture", capture, METH_O, NULL},
-    {"take_tap", take_tap, METH_O, NULL},
-    {"memory", get_memory, METH_NOARGS, NULL},
-    {NULL, NULL, 0, NULL},
+    {"close", close_generator, METH_O, NULL},   {"prefill", prefill, METH_VARARGS, NULL},
+    {"score", score, METH_VARARGS, NULL},       {"step", step, METH_O, NULL},
+    {"look_ahead", look_ahead, METH_O, NULL},   {"run_ahead", run_ahead, METH_VARARGS, NULL},
+    {"logits", view_logits, METH_NOARGS, NULL}, {"kv", view_kv, METH_O, NULL},
+    {"tokens", get_tokens, METH_NOARGS, NULL},  {"rewind", rewind_generator, METH_VARARGS, NULL},
+    {"reset", reset, METH_NOARGS, NULL},        {"fork", fork_generator, METH_NOARGS, NULL},
+    {"capture", capture, METH_O, NULL},         {"take_tap", take_tap, METH_O, NULL},
+    {"memory", get_memory, METH_NOARGS, NULL},  {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef attributes[] = {
@@ -566,6 +593,7 @@ static PyGetSetDef attributes[] = {
     {"max_context", get_max_context, NULL, NULL, NULL},
     {"has_logits", get_has_logits, NULL, NULL, NULL},
     {"next_ahead", get_next_ahead, NULL, NULL, NULL},
+    {"runs_ahead", get_runs_ahead, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -12,6 +12,7 @@
     X(expert_down_rows)                                                                            \
     X(expert_sum)                                                                                  \
     X(group)                                                                                       \
+    X(guess)                                                                                       \
     X(matrix_panel)                                                                                \
     X(norm)                                                                                        \
     X(product_panel)                                                                               \

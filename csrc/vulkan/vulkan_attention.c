@@ -33,13 +33,13 @@ enum gptoss_status gptoss_vulkan_rope_append(struct gptoss_backend *base,
         return check_head_dim(backend, operation->head_dim);
     backend->norm_of = NULL;
     const struct gptoss_rope_push push = {
-        .rows = backend->rows,
-        .slots = backend->slots,
+        .rows = gptoss_vulkan_table(backend)->rows,
+        .slots = gptoss_vulkan_table(backend)->slots,
         .queries = gptoss_address_of(operation->queries),
         .keys = gptoss_address_of(operation->keys),
         .values = gptoss_address_of(operation->values),
-        .cosine = backend->cosine,
-        .sine = backend->sine,
+        .cosine = gptoss_vulkan_table(backend)->cosine,
+        .sine = gptoss_vulkan_table(backend)->sine,
         .layer = (uint32_t)operation->layer,
         .num_heads = (uint32_t)operation->num_heads,
         .num_kv_heads = (uint32_t)operation->num_kv_heads,
@@ -101,8 +101,8 @@ enum gptoss_status gptoss_vulkan_attention(struct gptoss_backend *base,
     keys = keys < MAX_KEYS ? keys : MAX_KEYS;
     int64_t pieces = operation->num_kv_heads * gptoss_ceil_div(group, heads);
     struct gptoss_attention_push push = {
-        .rows = backend->rows,
-        .slots = backend->slots,
+        .rows = gptoss_vulkan_table(backend)->rows,
+        .slots = gptoss_vulkan_table(backend)->slots,
         .queries = gptoss_address_of(operation->queries),
         .sinks = sinks,
         .result = gptoss_address_of(operation->out),

@@ -185,6 +185,7 @@ static enum gptoss_status vulkan_begin(struct gptoss_backend *base, gptoss_poll_
     backend->last_poll = gptoss_clock_nanoseconds();
     backend->failed = GPTOSS_OK;
     backend->error.status = GPTOSS_OK;
+    backend->num_guesses = backend->num_deferred = 0;
     return GPTOSS_OK;
 }
 
@@ -215,6 +216,8 @@ static enum gptoss_status vulkan_end(struct gptoss_backend *base, struct gptoss_
     enum gptoss_status waited = gptoss_vulkan_wait(&backend->queue, NULL, NULL, &backend->error);
     backend->norm_of = NULL;
     status = status != GPTOSS_OK ? status : waited;
+    if (status == GPTOSS_OK && error != NULL)
+        gptoss_vulkan_collect(backend);
     if (status != GPTOSS_OK && error != NULL)
         *error = backend->error;
     backend->poll = NULL;
@@ -283,7 +286,9 @@ static void vulkan_release(struct gptoss_backend *base) {
     if (backend->device.handle != VK_NULL_HANDLE) {
         gptoss_vulkan_queue_close(&backend->queue);
         gptoss_vulkan_weights_release(&backend->weights, &backend->device);
-        gptoss_vulkan_memory_release(&backend->device, &backend->inputs);
+        for (size_t i = 0; i < GPTOSS_MAX_DEFERRED; ++i)
+            gptoss_vulkan_memory_release(&backend->device, &backend->tables[i].memory);
+        gptoss_vulkan_memory_release(&backend->device, &backend->deferred_results);
         gptoss_vulkan_memory_release(&backend->device, &backend->readback);
         for (size_t i = 0; i < GPTOSS_NUM_SCRATCHES; ++i)
             gptoss_vulkan_memory_release(&backend->device, &backend->scratch[i]);
@@ -329,6 +334,7 @@ static const struct gptoss_backend_operations vulkan_operations = {
     .expert_gate_up = gptoss_vulkan_expert_gate_up,
     .expert_down = gptoss_vulkan_expert_down,
     .unembed = gptoss_vulkan_unembed,
+    .guess = gptoss_vulkan_guess,
     .operation_nanoseconds = vulkan_operation_nanoseconds,
     .run_tasks = vulkan_run_tasks,
 };

@@ -19,6 +19,7 @@ enum gptoss_scratch_use {
     GPTOSS_SCRATCH_COUNTERS,  /* of parts; zero between passes */
     GPTOSS_SCRATCH_GROUPS,    /* routes and tiles */
     GPTOSS_SCRATCH_ROUNDED,   /* lines of x in float16, and their scales */
+    GPTOSS_SCRATCH_GUESS,     /* maxima and sums of the logits' parts */
     GPTOSS_NUM_SCRATCHES
 };
 
@@ -39,6 +40,13 @@ enum gptoss_vulkan_timer {
 #define GPTOSS_TIMER_ID(name) GPTOSS_TIMER_##name,
     GPTOSS_FOR_TIMERS(GPTOSS_TIMER_ID)
 #undef GPTOSS_TIMER_ID
+};
+
+/* Rows, slots and rotations of a pass, where the device finds them. */
+struct gptoss_vulkan_table {
+    struct gptoss_vulkan_memory memory;
+    int64_t max_rows, max_slots, max_angles;          /* that there is room for */
+    uint64_t rows, slots, cosine, sine, list, random; /* addresses in it */
 };
 
 struct gptoss_vulkan_backend {
@@ -62,11 +70,18 @@ struct gptoss_vulkan_backend {
     enum gptoss_status failed; /* of a buffer_read or progress of this pass, which cannot tell
                                   themselves: what comes next does */
 
-    struct gptoss_vulkan_memory inputs;       /* rows, slots, rotations of the pass */
-    int64_t max_rows, max_slots, max_angles;  /* that inputs has room for */
-    uint64_t rows, slots, cosine, sine, list; /* addresses in it */
-    int64_t num_rows;                         /* of the pass */
-    int64_t end_position;                     /* the largest of the pass, plus one */
+    /* One for each pass of a turn that may be waiting when the next is listed. */
+    struct gptoss_vulkan_table tables[GPTOSS_MAX_DEFERRED];
+    int32_t num_guesses; /* of this turn: which table is the pass's */
+    struct {
+        float *logits;
+        int32_t *token;              /* guessed from them, or NULL */
+    } deferred[GPTOSS_MAX_DEFERRED]; /* where results go in the end */
+    int32_t num_deferred;
+    uint64_t deferred_bytes;                      /* of a row of logits */
+    struct gptoss_vulkan_memory deferred_results; /* the logits' rows, then the tokens */
+    int64_t num_rows;                             /* of the pass */
+    int64_t end_position;                         /* the largest of the pass, plus one */
     bool is_one_run; /* whether its rows follow each other in one cache of float16 */
 
     struct gptoss_vulkan_memory scratch[GPTOSS_NUM_SCRATCHES];
@@ -139,6 +154,20 @@ enum gptoss_status gptoss_vulkan_panel(struct gptoss_vulkan_backend *backend,
 enum gptoss_status gptoss_vulkan_settle_norm(struct gptoss_vulkan_backend *backend,
                                              const struct gptoss_buffer *buffer);
 
+/* Reserves the table that num_guesses tells. */
+enum gptoss_status gptoss_vulkan_reserve_table(struct gptoss_vulkan_backend *backend,
+                                               int64_t num_rows, int64_t num_slots,
+                                               int64_t num_angles);
+
+/* ---- vulkan_guess.c ---- */
+
+/* Lists the way of a row of logits, in GPTOSS_SCRATCH_LOGITS, to where they wait for the end. */
+enum gptoss_status gptoss_vulkan_defer_logits(struct gptoss_vulkan_backend *backend,
+                                              const struct gptoss_unembed *operation);
+enum gptoss_status gptoss_vulkan_guess(struct gptoss_backend *, const struct gptoss_guess *);
+/* Hands what was deferred to those who wait for it. */
+void gptoss_vulkan_collect(struct gptoss_vulkan_backend *backend);
+
 /* ---- vulkan_experts.c ---- */
 
 enum gptoss_status gptoss_vulkan_route(struct gptoss_backend *, const struct gptoss_row_table *,
@@ -190,6 +219,10 @@ enum gptoss_status gptoss_vulkan_dispatch(struct gptoss_vulkan_backend *backend,
 
 static inline struct gptoss_vulkan_backend *gptoss_vulkan_of(struct gptoss_backend *base) {
     return (struct gptoss_vulkan_backend *)base;
+}
+static inline const struct gptoss_vulkan_table *
+gptoss_vulkan_table(const struct gptoss_vulkan_backend *backend) {
+    return &backend->tables[backend->num_guesses];
 }
 static inline uint64_t gptoss_address_of(const struct gptoss_buffer *buffer) {
     return buffer != NULL ? buffer->memory.address : 0;

@@ -15,6 +15,7 @@ struct gptoss_cache {
     struct gptoss_cache_shape shape;
     struct gptoss_vulkan_memory memory;
     int64_t capacity, end; /* positions there is room for, and held */
+    int64_t num_written;   /* that passes may have written, held or not yet */
     uint64_t row_bytes;
     struct gptoss_address_space
         copy; /* what views show: [layer][keys, values][head][max_context] */
@@ -56,14 +57,15 @@ void gptoss_vulkan_cache_release(struct gptoss_backend *base, struct gptoss_cach
     gptoss_free(cache);
 }
 
-/* Copies the rows of every head that `from` holds. */
+/* Copies the first num_rows rows of every head. */
 static enum gptoss_status copy_rows(struct gptoss_vulkan_queue *queue,
                                     const struct gptoss_vulkan_memory *from, int64_t from_capacity,
                                     const struct gptoss_vulkan_memory *to, int64_t to_capacity,
-                                    const struct gptoss_cache *cache, struct gptoss_error *error) {
-    if (cache->end == 0)
+                                    const struct gptoss_cache *cache, int64_t num_rows,
+                                    struct gptoss_error *error) {
+    if (num_rows == 0)
         return GPTOSS_OK;
-    uint64_t num_bytes = (uint64_t)cache->end * cache->row_bytes;
+    uint64_t num_bytes = (uint64_t)num_rows * cache->row_bytes;
     for (int64_t line = 0; line < num_lines(cache); ++line)
         if (gptoss_vulkan_list_copy(queue, from,
                                     (uint64_t)(line * from_capacity) * cache->row_bytes, to,
@@ -88,7 +90,7 @@ static enum gptoss_status grow(struct gptoss_vulkan_backend *backend, struct gpt
                                     (uint64_t)(num_lines(cache) * capacity) * cache->row_bytes,
                                     "keys and values", &memory, error));
     enum gptoss_status status = copy_rows(&backend->queue, &cache->memory, cache->capacity, &memory,
-                                          capacity, cache, error);
+                                          capacity, cache, cache->num_written, error);
     if (status != GPTOSS_OK) {
         gptoss_vulkan_memory_release(&backend->device, &memory);
         return status;
@@ -101,7 +103,10 @@ static enum gptoss_status grow(struct gptoss_vulkan_backend *backend, struct gpt
 
 enum gptoss_status gptoss_vulkan_cache_reserve(struct gptoss_vulkan_backend *backend,
                                                struct gptoss_cache *cache, int64_t num_positions) {
-    return grow(backend, cache, num_positions, &backend->error);
+    GPTOSS_TRY(grow(backend, cache, num_positions, &backend->error));
+    if (num_positions > cache->num_written)
+        cache->num_written = num_positions;
+    return GPTOSS_OK;
 }
 
 struct gptoss_device_slot gptoss_vulkan_cache_slot(const struct gptoss_cache *cache) {
@@ -188,8 +193,8 @@ enum gptoss_status gptoss_vulkan_cache_copy(struct gptoss_cache *to,
     enum gptoss_status status = grow(backend, to, from->end, error);
     if (status == GPTOSS_OK)
         status = copy_rows(&backend->queue, &from->memory, from->capacity, &to->memory,
-                           to->capacity, from, error);
-    to->end = from->end;
+                           to->capacity, from, from->end, error);
+    to->end = to->num_written = from->end;
     enum gptoss_status end =
         backend->base.operations->end(&backend->base, status == GPTOSS_OK ? error : NULL);
     return status != GPTOSS_OK ? status : end;

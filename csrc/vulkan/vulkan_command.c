@@ -238,8 +238,10 @@ static enum gptoss_status find_program(struct gptoss_vulkan_queue *queue, bool k
             return GPTOSS_OK;
         }
     }
-    if (queue->num_programs == GPTOSS_MAX_PROGRAMS)
+    if (queue->num_programs == GPTOSS_MAX_PROGRAMS) {
+        GPTOSS_TRY(gptoss_vulkan_wait(queue, NULL, NULL, error));
         gptoss_vulkan_forget(queue);
+    }
     *program_out = &queue->programs[queue->num_programs];
     GPTOSS_TRY(record(queue, hash, *program_out, error));
     ++queue->num_programs;
@@ -247,6 +249,29 @@ static enum gptoss_status find_program(struct gptoss_vulkan_queue *queue, bool k
 }
 
 /* ---- running ---- */
+
+/* Hands a recording over, or, with NULL, nothing but the fence behind all that runs. */
+static enum gptoss_status submit(struct gptoss_vulkan_queue *queue,
+                                 const struct gptoss_vulkan_program *program, bool has_fence,
+                                 struct gptoss_error *error) {
+    const VkSubmitInfo info = {
+        .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
+        .commandBufferCount = 1,
+        .pCommandBuffers = program != NULL ? &program->recording : NULL,
+    };
+    const struct gptoss_vulkan_device *device = queue->device;
+    VkResult result = VK_SUCCESS;
+    if (has_fence)
+        result = device->run.ResetFences(device->handle, 1, &queue->fence);
+    if (result == VK_SUCCESS)
+        result = device->run.QueueSubmit(device->queue, program != NULL, &info,
+                                         has_fence ? queue->fence : VK_NULL_HANDLE);
+    if (result != VK_SUCCESS)
+        return gptoss_vulkan_error(error, result, "submitting work to the GPU");
+    queue->is_running = true;
+    queue->has_fence = has_fence;
+    return GPTOSS_OK;
+}
 
 enum gptoss_status gptoss_vulkan_start(struct gptoss_vulkan_queue *queue, bool keep,
                                        struct gptoss_error *error) {
@@ -259,20 +284,22 @@ enum gptoss_status gptoss_vulkan_start(struct gptoss_vulkan_queue *queue, bool k
     queue->count = 0;
     if (status != GPTOSS_OK)
         return status;
-    const VkSubmitInfo info = {
-        .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
-        .commandBufferCount = 1,
-        .pCommandBuffers = &program->recording,
-    };
-    const struct gptoss_vulkan_device *device = queue->device;
-    VkResult result = device->run.ResetFences(device->handle, 1, &queue->fence);
-    if (result == VK_SUCCESS)
-        result = device->run.QueueSubmit(device->queue, 1, &info, queue->fence);
-    if (result != VK_SUCCESS)
-        return gptoss_vulkan_error(error, result, "submitting work to the GPU");
-    queue->is_running = true;
     queue->running = program;
-    return GPTOSS_OK;
+    return submit(queue, program, true, error);
+}
+
+enum gptoss_status gptoss_vulkan_start_behind(struct gptoss_vulkan_queue *queue,
+                                              struct gptoss_error *error) {
+    if (queue->queries != VK_NULL_HANDLE) /* whose timestamps are those of one recording */
+        return gptoss_vulkan_start(queue, true, error);
+    enum gptoss_status status = GPTOSS_OK;
+    if (queue->has_fence) /* which is to stand behind this, too */
+        status = gptoss_vulkan_wait(queue, NULL, NULL, error);
+    struct gptoss_vulkan_program *program = NULL;
+    if (status == GPTOSS_OK)
+        status = find_program(queue, true, &program, error);
+    queue->count = 0;
+    return status != GPTOSS_OK ? status : submit(queue, program, false, error);
 }
 
 static void add_timings(struct gptoss_vulkan_queue *queue) {
@@ -305,6 +332,8 @@ enum gptoss_status gptoss_vulkan_wait(struct gptoss_vulkan_queue *queue, bool (*
                                       void *user, struct gptoss_error *error) {
     const struct gptoss_vulkan_device *device = queue->device;
     bool stopped = false;
+    if (queue->is_running && !queue->has_fence)
+        GPTOSS_TRY(submit(queue, NULL, true, error));
     if (queue->is_running)
         spin(device, queue->fence);
     while (queue->is_running) {

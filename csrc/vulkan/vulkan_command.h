@@ -35,7 +35,7 @@ struct gptoss_vulkan_queue {
     VkPipelineLayout layout;
     VkCommandPool pool;
     VkFence fence;
-    bool is_running;
+    bool is_running, has_fence;             /* has_fence: the fence stands behind what runs */
     struct gptoss_vulkan_command *commands; /* listed */
     size_t count, capacity;
     struct gptoss_vulkan_program programs[GPTOSS_MAX_PROGRAMS];
@@ -68,6 +68,10 @@ enum gptoss_status gptoss_vulkan_list_refused(struct gptoss_error *error);
 /* Starts what is listed, after all that was started before. keep: whether to keep the recording. */
 enum gptoss_status gptoss_vulkan_start(struct gptoss_vulkan_queue *queue, bool keep,
                                        struct gptoss_error *error);
+/* The same, kept, but that it waits for nothing: what runs and what is listed share no recording.
+ */
+enum gptoss_status gptoss_vulkan_start_behind(struct gptoss_vulkan_queue *queue,
+                                              struct gptoss_error *error);
 /* Waits for all that was started. stop, if not NULL, is asked every few milliseconds; true ends the
  * asking, not the work, and the result is GPTOSS_ERROR_INTERRUPTED. */
 enum gptoss_status gptoss_vulkan_wait(struct gptoss_vulkan_queue *queue, bool (*stop)(void *user),

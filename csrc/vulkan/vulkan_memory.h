@@ -23,6 +23,10 @@ enum gptoss_status gptoss_vulkan_memory_create(const struct gptoss_vulkan_device
                                                enum gptoss_vulkan_place place, uint64_t num_bytes,
                                                const char *what, struct gptoss_vulkan_memory *out,
                                                struct gptoss_error *error);
+/* Where the host finds what is at an address of mapped memory. */
+static inline void *gptoss_vulkan_at(const struct gptoss_vulkan_memory *memory, uint64_t address) {
+    return (uint8_t *)memory->host + (address - memory->address);
+}
 void gptoss_vulkan_memory_release(const struct gptoss_vulkan_device *device,
                                   struct gptoss_vulkan_memory *memory);
 

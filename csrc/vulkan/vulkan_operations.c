@@ -24,39 +24,38 @@ static int64_t largest(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-static enum gptoss_status reserve_inputs(struct gptoss_vulkan_backend *backend, int64_t num_rows,
-                                         int64_t num_slots, int64_t num_angles) {
-    if (num_rows <= backend->max_rows && num_slots <= backend->max_slots &&
-        num_angles <= backend->max_angles)
+enum gptoss_status gptoss_vulkan_reserve_table(struct gptoss_vulkan_backend *backend,
+                                               int64_t num_rows, int64_t num_slots,
+                                               int64_t num_angles) {
+    struct gptoss_vulkan_table *table = &backend->tables[backend->num_guesses];
+    if (num_rows <= table->max_rows && num_slots <= table->max_slots &&
+        num_angles <= table->max_angles)
         return GPTOSS_OK;
-    backend->max_rows = largest(num_rows, backend->max_rows);
-    backend->max_slots = largest(num_slots, backend->max_slots);
-    backend->max_angles = largest(num_angles, backend->max_angles);
-    uint64_t row_bytes = (uint64_t)backend->max_rows * sizeof(struct gptoss_device_row);
-    uint64_t slot_bytes = (uint64_t)backend->max_slots * sizeof(struct gptoss_device_slot);
-    uint64_t angle_bytes = ((uint64_t)backend->max_angles * sizeof(float) + 15) / 16 * 16;
-    uint64_t list_bytes = (uint64_t)backend->max_rows * sizeof(uint32_t);
+    num_rows = largest(num_rows, table->max_rows);
+    num_slots = largest(num_slots, table->max_slots);
+    num_angles = largest(num_angles, table->max_angles);
+    uint64_t row_bytes = (uint64_t)num_rows * sizeof(struct gptoss_device_row);
+    uint64_t slot_bytes = (uint64_t)num_slots * sizeof(struct gptoss_device_slot);
+    uint64_t angle_bytes = ((uint64_t)num_angles * sizeof(float) + 15) / 16 * 16;
+    uint64_t list_bytes = (uint64_t)num_rows * sizeof(uint32_t);
     GPTOSS_TRY(gptoss_vulkan_flush(backend));
     gptoss_vulkan_forget(&backend->queue);
-    gptoss_vulkan_memory_release(&backend->device, &backend->inputs);
-    enum gptoss_status status =
-        gptoss_vulkan_memory_create(&backend->device, GPTOSS_VULKAN_INPUT,
-                                    row_bytes + slot_bytes + 2 * angle_bytes + list_bytes + 16,
-                                    "the table of rows", &backend->inputs, &backend->error);
-    if (status != GPTOSS_OK) {
-        backend->max_rows = backend->max_slots = backend->max_angles = 0;
-        return status;
-    }
-    backend->rows = backend->inputs.address;
-    backend->slots = backend->rows + row_bytes;
-    backend->cosine = backend->slots + slot_bytes;
-    backend->sine = backend->cosine + angle_bytes;
-    backend->list = backend->sine + angle_bytes;
+    gptoss_vulkan_memory_release(&backend->device, &table->memory);
+    *table = (struct gptoss_vulkan_table){0};
+    GPTOSS_TRY(gptoss_vulkan_memory_create(&backend->device, GPTOSS_VULKAN_INPUT,
+                                           row_bytes + slot_bytes + 2 * angle_bytes + list_bytes +
+                                               sizeof(uint32_t),
+                                           "the table of rows", &table->memory, &backend->error));
+    table->max_rows = num_rows;
+    table->max_slots = num_slots;
+    table->max_angles = num_angles;
+    table->rows = table->memory.address;
+    table->slots = table->rows + row_bytes;
+    table->cosine = table->slots + slot_bytes;
+    table->sine = table->cosine + angle_bytes;
+    table->list = table->sine + angle_bytes;
+    table->random = table->list + list_bytes;
     return GPTOSS_OK;
-}
-
-static void *input_at(const struct gptoss_vulkan_backend *backend, uint64_t address) {
-    return (uint8_t *)backend->inputs.host + (address - backend->inputs.address);
 }
 
 /* Room in the caches, and the table where the device finds it. num_angles: of a row. */
@@ -73,28 +72,28 @@ static enum gptoss_status write_table(struct gptoss_vulkan_backend *backend,
                                                    entry->position + 1));
     }
     int64_t num_angles = table->num_rows * table->num_angles;
-    GPTOSS_TRY(reserve_inputs(backend, table->num_rows, num_slots, num_angles));
+    GPTOSS_TRY(gptoss_vulkan_reserve_table(backend, table->num_rows, num_slots, num_angles));
+    const struct gptoss_vulkan_table *to = gptoss_vulkan_table(backend);
     backend->num_rows = table->num_rows;
     backend->is_one_run = !gptoss_vulkan_cache_slot(table->caches[table->rows[0].slot]).is_f32;
-    struct gptoss_device_row *rows = input_at(backend, backend->rows);
-    struct gptoss_device_slot *slots = input_at(backend, backend->slots);
+    struct gptoss_device_row *rows = gptoss_vulkan_at(&to->memory, to->rows);
+    struct gptoss_device_slot *slots = gptoss_vulkan_at(&to->memory, to->slots);
     for (int64_t row = 0; row < table->num_rows; ++row) {
         const struct gptoss_row *entry = &table->rows[row];
         struct gptoss_cache *cache = table->caches[entry->slot];
-        rows[row] = (struct gptoss_device_row){
-            .slot = entry->slot,
-            .token = entry->token,
-            .position = (int32_t)entry->position,
-            .append = entry->position >= gptoss_vulkan_cache_end(cache),
-        };
+        rows[row].slot = entry->slot;
+        rows[row].position = (int32_t)entry->position;
+        rows[row].append = entry->position >= gptoss_vulkan_cache_end(cache);
+        if (entry->token != GPTOSS_TOKEN_GUESSED) /* which the device may be writing now */
+            rows[row].token = entry->token;
         slots[entry->slot] = gptoss_vulkan_cache_slot(cache);
         backend->is_one_run = backend->is_one_run && entry->slot == table->rows[0].slot &&
                               entry->position == table->rows[0].position + row;
     }
     if (num_angles > 0) {
-        memcpy(input_at(backend, backend->cosine), table->cosine,
-               (size_t)num_angles * sizeof(float));
-        memcpy(input_at(backend, backend->sine), table->sine, (size_t)num_angles * sizeof(float));
+        size_t num_bytes = (size_t)num_angles * sizeof(float);
+        memcpy(gptoss_vulkan_at(&to->memory, to->cosine), table->cosine, num_bytes);
+        memcpy(gptoss_vulkan_at(&to->memory, to->sine), table->sine, num_bytes);
     }
     return GPTOSS_OK;
 }
@@ -110,11 +109,12 @@ enum gptoss_status gptoss_vulkan_embed(struct gptoss_backend *base,
     GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->positions, true, &positions));
     if (backend->is_loading)
         return GPTOSS_OK;
-    /* What the last pass left to run still reads the table. */
-    GPTOSS_TRY(gptoss_vulkan_flush(backend));
+    /* What the last pass left to run still reads the table, if it is the same. */
+    if (backend->num_guesses == 0)
+        GPTOSS_TRY(gptoss_vulkan_flush(backend));
     GPTOSS_TRY(write_table(backend, table));
     const struct gptoss_embed_push push = {
-        .rows = backend->rows,
+        .rows = gptoss_vulkan_table(backend)->rows,
         .weight = weight.data,
         .scales = weight.scales,
         .positions = positions.data,
@@ -379,10 +379,13 @@ static enum gptoss_status read_logits(struct gptoss_vulkan_backend *backend,
     uint64_t row_bytes = (uint64_t)operation->weight->num_rows * sizeof(float);
     uint64_t num_bytes = (uint64_t)num_rows * row_bytes;
     GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_LOGITS, num_bytes, &push.result));
-    GPTOSS_TRY(gptoss_vulkan_reserve_readback(backend, num_bytes));
+    if (!operation->is_deferred)
+        GPTOSS_TRY(gptoss_vulkan_reserve_readback(backend, num_bytes));
     const struct product product = {.weight = operation->weight, .mode = GPTOSS_PRODUCT_STORE};
     push.first_token += (uint32_t)first;
     GPTOSS_TRY(dispatch_product(backend, &product, num_rows, push));
+    if (operation->is_deferred)
+        return gptoss_vulkan_defer_logits(backend, operation);
     GPTOSS_TRY(gptoss_vulkan_list_copy(&backend->queue, &backend->scratch[GPTOSS_SCRATCH_LOGITS], 0,
                                        &backend->readback, 0, num_bytes, false));
     GPTOSS_TRY(gptoss_vulkan_flush(backend));
@@ -417,10 +420,11 @@ enum gptoss_status gptoss_vulkan_unembed(struct gptoss_backend *base,
     norm.first = (uint32_t)operation->first_row;
     if (operation->rows != NULL) {
         GPTOSS_TRY(gptoss_vulkan_flush(backend)); /* an earlier list may be in use */
-        uint32_t *list = input_at(backend, backend->list);
+        const struct gptoss_vulkan_table *to = gptoss_vulkan_table(backend);
+        uint32_t *list = gptoss_vulkan_at(&to->memory, to->list);
         for (int64_t i = 0; i < operation->num_rows; ++i)
             list[i] = (uint32_t)operation->rows[i];
-        norm.list = backend->list;
+        norm.list = to->list;
     }
     GPTOSS_TRY(dispatch_norm(backend, &norm, operation->num_rows));
     if (operation->weight == NULL)

@@ -107,4 +107,17 @@ struct gptoss_group_push {
     uint32_t num_routes, num_experts;
 };
 
+/* Guessing a token: parts of the logits, each some workgroup's, and the stages in their order. */
+#define GPTOSS_GUESS_PARTS 64
+#define GPTOSS_GUESS_MAXIMA 0 /* the largest of each part, and where the first of it is */
+#define GPTOSS_GUESS_SUMS 1   /* the weights of each part, added; not where temperature is 0 */
+#define GPTOSS_GUESS_TOKEN 2  /* by one workgroup: which it is */
+
+/* parts: maxima, their tokens, sums; random: 32 bits; token, copy: where the token goes. */
+struct gptoss_guess_push {
+    uint64_t logits, parts, random, token, copy;
+    uint32_t vocab_size;
+    float temperature, min_p;
+};
+
 #endif

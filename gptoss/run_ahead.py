@@ -1,0 +1,63 @@
+"""Decoding on a device that guesses tokens: it computes several in a row, each from its guess at
+the one before, without waiting for the host, which then draws as it always does. A guess is what
+will be drawn but for the rounding of sums, so next to none is wrong, and one that is costs only
+time."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from gptoss.errors import OutOfMemoryError
+from gptoss.sampling import Sampling
+
+if TYPE_CHECKING:
+    from gptoss.generator import Generator
+
+_MAX_TOKENS = 8
+# Tokens that come in one go may take so long, in seconds: people read along, may press Ctrl-C, and
+# the last tokens computed are in vain. A device that is slower than that gains nothing, either.
+_MAX_SECONDS = 0.03
+
+
+def can_guess(sampling: Sampling) -> bool:
+    """Whether a device can tell what these settings will draw."""
+    return (
+        sampling.top_k == 0
+        and sampling.top_p == 1
+        and sampling.repetition_penalty == 1
+        and sampling.frequency_penalty == 0
+        and sampling.presence_penalty == 0
+        and not sampling.logit_bias
+    )
+
+
+class RunAhead:
+    """How far to run ahead of one generation. sampling: with a seed, of which can_guess is true."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._length = 2
+        self._limit = _MAX_TOKENS
+
+    def prepare(self, generator: Generator, num_left: int) -> None:
+        """Before the token that was drawn last is fed: has its row and some of those that follow
+        computed, unless they are. num_left: tokens yet to be drawn."""
+        core, token = generator._core, generator._pending
+        if core.next_ahead == token or token is None:
+            return
+        count = min(self._length, self._limit, num_left)
+        if count < 2:
+            return
+        start = time.perf_counter()
+        try:
+            generator._taps.require_room(count)
+            core.run_ahead(
+                token, count, self._sampling.temperature, self._sampling.min_p, self._sampling.seed
+            )
+        except OutOfMemoryError:
+            return  # there is enough for one row, perhaps
+        seconds = (time.perf_counter() - start) / count
+        if self._length > 2:  # the first passes make pipelines and recordings
+            self._limit = min(_MAX_TOKENS, int(_MAX_SECONDS / max(seconds, 1e-6)))
+        self._length = min(2 * self._length, _MAX_TOKENS)
