@@ -158,6 +158,11 @@ static enum gptoss_status vulkan_begin(struct gptoss_backend *base, gptoss_poll_
                                 "a model on a Vulkan device does not work after fork(): open it in "
                                 "the child, or start that with the method 'spawn'");
     GPTOSS_TRY(gptoss_turn_take(&backend->turn, poll, user, error));
+    enum gptoss_status status = gptoss_vulkan_check_lost(&backend->queue, error);
+    if (status != GPTOSS_OK) {
+        pthread_mutex_unlock(&backend->turn);
+        return status;
+    }
     backend->poll = poll;
     backend->poll_user = user;
     backend->done = backend->total = 0;

@@ -1,5 +1,6 @@
 #include "vulkan/vulkan_command.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "platform/allocator.h"
@@ -246,12 +247,50 @@ static enum gptoss_status find_program(struct gptoss_vulkan_queue *queue, bool k
     return GPTOSS_OK;
 }
 
+/* ---- a lost device ---- */
+
+/* Test hook only: no state that any result depends on. */
+static atomic_uint_fast64_t num_counted;
+static atomic_uint_fast64_t lose_at;
+
+uint64_t gptoss_vulkan_lose_at(uint64_t n) {
+    atomic_store(&lose_at, n);
+    return atomic_exchange(&num_counted, 0);
+}
+
+/* Counts a submission or a wait against the hook: whether it finds the device lost. */
+static bool loses_device(void) {
+    uint64_t count = atomic_fetch_add_explicit(&num_counted, 1, memory_order_relaxed) + 1;
+    return count == atomic_load_explicit(&lose_at, memory_order_relaxed);
+}
+
+enum gptoss_status gptoss_vulkan_check_lost(const struct gptoss_vulkan_queue *queue,
+                                            struct gptoss_error *error) {
+    if (!queue->is_lost)
+        return GPTOSS_OK;
+    gptoss_error_set(error, GPTOSS_ERROR_DEVICE,
+                     "'%s' was lost while it computed: the GPU was reset or its driver failed, and "
+                     "what this model had there is gone. Open the model again, or use "
+                     "device='cpu'; a generator's tokens are still known, to be fed to a new one",
+                     queue->device->name);
+    gptoss_error_found(error, "%s", gptoss_vulkan_result_name(VK_ERROR_DEVICE_LOST));
+    return GPTOSS_ERROR_DEVICE;
+}
+
+/* The error of a call that failed while doing `what`. */
+static enum gptoss_status fail(struct gptoss_vulkan_queue *queue, VkResult result, const char *what,
+                               struct gptoss_error *error) {
+    queue->is_lost = result == VK_ERROR_DEVICE_LOST;
+    return queue->is_lost ? gptoss_vulkan_check_lost(queue, error)
+                          : gptoss_vulkan_error(error, result, what);
+}
+
 /* ---- running ---- */
 
 enum gptoss_status gptoss_vulkan_start(struct gptoss_vulkan_queue *queue, bool keep,
                                        struct gptoss_error *error) {
     if (queue->count == 0)
-        return GPTOSS_OK;
+        return gptoss_vulkan_check_lost(queue, error);
     enum gptoss_status status = gptoss_vulkan_wait(queue, NULL, NULL, error);
     struct gptoss_vulkan_program *program = NULL;
     if (status == GPTOSS_OK)
@@ -267,9 +306,10 @@ enum gptoss_status gptoss_vulkan_start(struct gptoss_vulkan_queue *queue, bool k
     const struct gptoss_vulkan_device *device = queue->device;
     VkResult result = device->run.ResetFences(device->handle, 1, &queue->fence);
     if (result == VK_SUCCESS)
-        result = device->run.QueueSubmit(device->queue, 1, &info, queue->fence);
+        result = loses_device() ? VK_ERROR_DEVICE_LOST
+                                : device->run.QueueSubmit(device->queue, 1, &info, queue->fence);
     if (result != VK_SUCCESS)
-        return gptoss_vulkan_error(error, result, "submitting work to the GPU");
+        return fail(queue, result, "submitting work to the GPU", error);
     queue->is_running = true;
     queue->running = program;
     return GPTOSS_OK;
@@ -305,6 +345,7 @@ enum gptoss_status gptoss_vulkan_wait(struct gptoss_vulkan_queue *queue, bool (*
                                       void *user, struct gptoss_error *error) {
     const struct gptoss_vulkan_device *device = queue->device;
     bool stopped = false;
+    GPTOSS_TRY(gptoss_vulkan_check_lost(queue, error));
     if (queue->is_running)
         spin(device, queue->fence);
     while (queue->is_running) {
@@ -315,8 +356,10 @@ enum gptoss_status gptoss_vulkan_wait(struct gptoss_vulkan_queue *queue, bool (*
             continue;
         }
         queue->is_running = false;
+        if (result == VK_SUCCESS && loses_device())
+            result = VK_ERROR_DEVICE_LOST;
         if (result != VK_SUCCESS)
-            return gptoss_vulkan_error(error, result, "waiting for the GPU");
+            return fail(queue, result, "waiting for the GPU", error);
         add_timings(queue);
     }
     return stopped ? GPTOSS_ERROR_INTERRUPTED : GPTOSS_OK;
