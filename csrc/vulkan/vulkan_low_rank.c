@@ -105,6 +105,8 @@ enum gptoss_status gptoss_vulkan_multiply_dense(struct gptoss_vulkan_backend *ba
             narrow += narrow_bytes(term, num_tokens);
         }
     }
+    if (max_terms > 0)
+        backend->rounded.x = 0; /* the last a x there may be of other lines */
     narrow = first;
     for (int32_t i = 0; i < max_terms; ++i) {
         bool joins_previous = false; /* nothing waits but for the terms before */
