@@ -243,8 +243,10 @@ enum gptoss_status gptoss_vulkan_rows(struct gptoss_vulkan_backend *backend,
                                       const struct gptoss_rows_product *product) {
     bool is_pair = product->mode == GPTOSS_PRODUCT_SWIGLU || product->mode == GPTOSS_PRODUCT_SILU;
     uint32_t subgroups = WORKGROUP / backend->device.subgroup_size;
-    /* Few rows leave the device idle unless more subgroups share them. */
-    bool is_small = product->push.num_outs < LARGE_MATRIX_ROWS;
+    /* Few rows leave the device idle unless more subgroups share them. The rows of an adapter's
+     * second matrix are too short to be shared. */
+    bool is_small =
+        product->push.num_outs < LARGE_MATRIX_ROWS && product->mode != GPTOSS_PRODUCT_ADD;
     uint32_t rows = is_pair ? PAIR_ROWS : is_small ? ROWS : LARGE_ROWS;
     uint32_t split = is_pair ? PAIR_SPLIT : is_small ? SPLIT : 1;
     split = split < subgroups ? split : subgroups;
