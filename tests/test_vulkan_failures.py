@@ -1,9 +1,11 @@
 """A model on a Vulkan device that fails: memory is refused, the device is lost. Exceptions, and the
-process lives on. That nothing leaks then is what the validation layer says in test_vulkan_use.py.
-"""
+process lives on. That nothing of the device leaks then is what the validation layer says in
+test_vulkan_use.py."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import secrets
 import threading
@@ -241,3 +243,45 @@ def test_views_outlive_a_lost_device(options: dict[str, Any]) -> None:
     del generator, logits, keys
     gc.collect()
     model.close()
+
+
+# ---- leaks ----
+
+
+class MallInfo(ctypes.Structure):
+    """What mallinfo2 of the GNU C library returns."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def test_the_heap_does_not_grow(options: dict[str, Any]) -> None:
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        pytest.skip("the C library does not tell what its heap holds")
+    mallinfo.restype = MallInfo
+
+    def used() -> int:
+        gc.collect()
+        info = mallinfo()
+        return int(info.uordblks + info.hblkhd)
+
+    def fail(hook: Callable[[int], int]) -> None:
+        for n in range(2, 30, 3):
+            with gptoss.Model(**options) as model:
+                generator = open_generator(model, 300)
+                hook(n)
+                with contextlib.suppress(gptoss.DeviceError, gptoss.OutOfMemoryError):
+                    steps(model, generator)
+                assert hook(0) >= n
+
+    for hook in (_core.lose_vulkan_device, _core.fail_allocation):
+        fail(hook)  # drivers keep what they compiled
+        before = used()
+        fail(hook)
+        assert used() - before < 5000, hook  # a generator or a recording ten times is more
