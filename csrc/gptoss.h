@@ -185,6 +185,9 @@ void gptoss_free(void *memory);
 /* Test hook: the n-th allocation from now fails (n >= 1), once; 0 switches it off. Returns how many
  * were counted since the last call. Not for use while other threads allocate. */
 uint64_t gptoss_allocator_fail_at(uint64_t n);
+/* Test hook: the n-th time from now that work is given to a GPU or awaited (n >= 1), the GPU is
+ * lost to its model; 0 switches it off. Returns how many times were counted since the last call. */
+uint64_t gptoss_vulkan_lose_at(uint64_t n);
 
 /* ---- what this machine has ---- */
 

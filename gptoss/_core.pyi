@@ -30,6 +30,10 @@ def fail_allocation(n: int, /) -> int:
     """Test hook: the n-th allocation from now fails, once; 0 switches it off. Allocations since the
     last call."""
 
+def lose_vulkan_device(n: int, /) -> int:
+    """Test hook: the n-th time from now that work is given to a GPU or awaited, the GPU is lost to
+    its model; 0 switches it off. Such times since the last call."""
+
 def forward(
     generators: Sequence[Generator], tokens: object, counts: object, progress: _Progress | None, /
 ) -> None: ...

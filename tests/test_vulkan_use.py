@@ -1,10 +1,9 @@
-"""A model on a Vulkan device, used: sequences, batches, views, interruptions, refusals, memory that
-is not there. The numbers are compared with the CPU's in test_vulkan.py."""
+"""A model on a Vulkan device, used: sequences, batches, views, interruptions, refusals. The numbers
+are compared with the CPU's in test_vulkan.py; what fails is in test_vulkan_failures.py."""
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import secrets
 import signal
@@ -21,7 +20,7 @@ import dense_models
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from models import Spec, write_model, write_safetensors
+from models import Spec, write_model
 from support import assert_same_bits, open_generator, random_tokens
 from vulkan_support import TOLERANCE, assert_close, needs_vulkan
 
@@ -331,21 +330,6 @@ def test_what_a_device_does_not_do_is_refused(path: Path, tmp_path: Path) -> Non
         gptoss.Model(odd_path, device="vulkan")
 
 
-def test_adapters_are_refused(path: Path, tmp_path: Path) -> None:
-    name = "base_model.model.model.layers.0.self_attn.o_proj."
-    tensors = {
-        name + "lora_A.weight": np.zeros((2, SPEC.num_heads * SPEC.head_dim), np.float32),
-        name + "lora_B.weight": np.zeros((SPEC.hidden_size, 2), np.float32),
-    }
-    write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["o_proj"]}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with gptoss.Model(path, adapters=[tmp_path]):
-        pass
-    with pytest.raises(gptoss.UnsupportedError, match="adapters are not available on Vulkan"):
-        gptoss.Model(path, device="vulkan", adapters=[tmp_path])
-
-
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(REPOSITORY / "tests"), *sys.path])
     return subprocess.run(
@@ -370,48 +354,6 @@ except gptoss.UnsupportedError as error:
     assert "driver" in done.stdout and "device='cpu'" in done.stdout
 
 
-# ---- memory ----
-
-
-def test_memory_refused_anywhere(path: Path) -> None:
-    """Each allocation of opening, prefilling, capturing and reading the cache fails once, of the
-    host and of the device. What was open before goes on."""
-    tokens = list(range(12))
-
-    def work(model: gptoss.Model) -> Any:
-        generator = open_generator(model, 300)
-        generator.capture("layers.1.mlp_output")
-        generator.prefill(tokens)
-        generator.fork().kv(0)
-        generator.capture()
-        generator.prefill(list(range(20)))
-        return generator.logits.copy()
-
-    def open_and_work() -> Any:
-        with gptoss.Model(path, device="vulkan", threads=2) as model:
-            return work(model)
-
-    expected = open_and_work()
-    with gptoss.Model(path, device="vulkan", threads=2) as used:
-        for function, model in ((open_and_work, ()), (work, (used,))):
-            _core.fail_allocation(1_000_000_000)
-            function(*model)
-            total = _core.fail_allocation(0)
-            assert total > 10
-            step = max(1, total // 20)  # each costs some openings
-            for failing in range(1 + SEED % step, total + 1, step):
-                _core.fail_allocation(failing)
-                try:
-                    logits = function(*model)
-                except gptoss.OutOfMemoryError as error:
-                    assert len(str(error)) > 20 and str(error).isprintable()
-                else:
-                    assert_same_bits(logits, expected, f"allocation {failing}")
-                finally:
-                    _core.fail_allocation(0)
-        assert_same_bits(work(used), expected)
-
-
 # ---- validation ----
 
 VALIDATED = """
@@ -420,6 +362,7 @@ import numpy as np
 import dense_models, gptoss, models
 from gptoss import _core
 from support import open_generator
+from test_adapters import write_adapter
 rng, root = np.random.default_rng(0), pathlib.Path(ROOT)
 GPT2 = dense_models.Gpt2(num_layers=1, max_positions=300)
 paths = [
@@ -427,8 +370,11 @@ paths = [
     dense_models.write_hf(root / "llama", dense_models.Llama(num_layers=1), rng, "BF16"),
     dense_models.write_gguf(root / "gpt2.gguf", GPT2, rng, "Q8_0"),
 ]
-for path in paths:
-    with gptoss.Model(path, device="vulkan", profile=True) as model:
+tensors = gptoss.Model(paths[1]).tensors
+modules = {name[:-7]: tensors[name].shape for name in tensors if "_proj" in name}
+adapter = write_adapter(root / "adapter", modules)
+for path, adapters in [*((path, []) for path in paths), (paths[1], [adapter, adapter])]:
+    with gptoss.Model(path, device="vulkan", profile=True, adapters=adapters) as model:
         generator = open_generator(model, 300)
         generator.capture("*")
         generator.prefill(range(12))
@@ -458,6 +404,20 @@ for failing in range(FIRST, 500, STEP):  # what was made before memory ran out i
         pass
     if _core.fail_allocation(0) < failing:
         break
+for losing in range(FIRST, 500, STEP):
+    _core.lose_vulkan_device(losing)
+    try:
+        with gptoss.Model(paths[0], device="vulkan", threads=2, profile=True) as model:
+            generator = open_generator(model, 300)
+            generator.capture("layers.0.mlp_output")
+            generator.prefill(range(12))
+            generator.fork().kv(0)
+            generator.step(3)
+    except gptoss.DeviceError:
+        pass
+    if _core.lose_vulkan_device(0) < losing:
+        break
+assert losing > 30
 assert "khronos_validation" in pathlib.Path("/proc/self/maps").read_text()
 """
 LAYER = Path("/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json")
@@ -478,7 +438,9 @@ def test_the_validation_layer_has_nothing_to_say(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    # Of every instance the layer tells its settings, which shows that messages arrive; no more.
+    # Of every instance the layer tells its settings, which shows that messages arrive; no more, but
+    # for a file of its own that is not there when it first runs on a machine.
     messages = [line for line in done.stdout.splitlines() if "Validation" in line]
+    messages = [line for line in messages if "cache-file-error" not in line]
     settings = [line for line in messages if "createinstance-status-message" in line]
     assert len(settings) >= 3 and messages == settings, done.stdout[:4000]

@@ -1,12 +1,12 @@
 #include "cpu/cpu_backend.h"
 
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "numeric/block_formats.h"
 #include "platform/allocator.h"
 #include "platform/clock.h"
+#include "platform/turn.h"
 #include "status.h"
 
 /* Ctrl-C is to work within 100 ms; tasks last a few milliseconds at most. */
@@ -123,32 +123,11 @@ static void adopt_after_fork(struct gptoss_cpu_backend *backend) {
         usleep(100);
 }
 
-static enum gptoss_status take_turn(struct gptoss_cpu_backend *backend, gptoss_poll_fn poll,
-                                    void *user) {
-    if (poll == NULL) {
-        pthread_mutex_lock(&backend->turn);
-        return GPTOSS_OK;
-    }
-    for (;;) {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += 50000000;
-        until.tv_sec += until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
-        if (pthread_mutex_timedlock(&backend->turn, &until) == 0)
-            return GPTOSS_OK;
-        if (poll(user, 0, 0) != 0)
-            return GPTOSS_ERROR_INTERRUPTED;
-    }
-}
-
 static enum gptoss_status cpu_begin(struct gptoss_backend *base, gptoss_poll_fn poll, void *user,
                                     struct gptoss_error *error) {
     struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
     adopt_after_fork(backend);
-    if (take_turn(backend, poll, user) != GPTOSS_OK)
-        return gptoss_error_set(error, GPTOSS_ERROR_INTERRUPTED,
-                                "interrupted while waiting for the model");
+    GPTOSS_TRY(gptoss_turn_take(&backend->turn, poll, user, error));
     if (backend->pool == NULL) {
         enum gptoss_status status =
             gptoss_thread_pool_create(backend->num_threads, &backend->pool, error);

@@ -118,10 +118,6 @@ static enum gptoss_status create_vulkan_backend(struct gptoss_model *model,
         return gptoss_error_set(error, GPTOSS_ERROR_ARGUMENT,
                                 "isa '%s' is for device='cpu'; a GPU has no choice of it",
                                 options->isa);
-    if (options->num_adapters > 0)
-        return gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
-                                "adapters are not available on Vulkan devices yet; use "
-                                "device='cpu'");
     GPTOSS_TRY(gptoss_vulkan_backend_create(which, options->precision, model->num_threads,
                                             options->profile, &model->backend, error));
     model->device = gptoss_vulkan_backend_device(model->backend);

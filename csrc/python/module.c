@@ -88,12 +88,21 @@ static PyObject *count_cores(PyObject *module, PyObject *arguments) {
     return PyLong_FromLong(num_cores);
 }
 
-static PyObject *fail_allocation(PyObject *module, PyObject *argument) {
-    (void)module;
+static PyObject *set_hook(uint64_t (*hook)(uint64_t n), PyObject *argument) {
     unsigned long long n = PyLong_AsUnsignedLongLong(argument);
     if (n == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
-    return PyLong_FromUnsignedLongLong(gptoss_allocator_fail_at(n));
+    return PyLong_FromUnsignedLongLong(hook(n));
+}
+
+static PyObject *fail_allocation(PyObject *module, PyObject *argument) {
+    (void)module;
+    return set_hook(gptoss_allocator_fail_at, argument);
+}
+
+static PyObject *lose_vulkan_device(PyObject *module, PyObject *argument) {
+    (void)module;
+    return set_hook(gptoss_vulkan_lose_at, argument);
 }
 
 static PyMethodDef functions[] = {
@@ -106,6 +115,7 @@ static PyMethodDef functions[] = {
     {"usable_cores", usable_cores, METH_NOARGS, NULL},
     {"count_cores", count_cores, METH_VARARGS, NULL},
     {"fail_allocation", fail_allocation, METH_O, NULL},
+    {"lose_vulkan_device", lose_vulkan_device, METH_O, NULL},
     {"forward", gptoss_python_forward, METH_VARARGS, NULL},
     {"sample", gptoss_python_sample, METH_VARARGS, NULL},
     {"top_logprobs", gptoss_python_top_logprobs, METH_VARARGS, NULL},

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #define GPTOSS_FOR_SHADERS(X)                                                                      \
+    X(activate)                                                                                    \
     X(attention)                                                                                   \
     X(attention_panel)                                                                             \
     X(embed)                                                                                       \

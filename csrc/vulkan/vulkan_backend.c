@@ -1,11 +1,11 @@
 #include "vulkan/vulkan_backend.h"
 
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "platform/allocator.h"
 #include "platform/clock.h"
+#include "platform/turn.h"
 #include "status.h"
 
 /* Ctrl-C is to work within 100 ms. */
@@ -150,25 +150,6 @@ enum gptoss_status gptoss_vulkan_flush(struct gptoss_vulkan_backend *backend) {
 
 /* ---- passes ---- */
 
-static enum gptoss_status take_turn(struct gptoss_vulkan_backend *backend, gptoss_poll_fn poll,
-                                    void *user) {
-    if (poll == NULL) {
-        pthread_mutex_lock(&backend->turn);
-        return GPTOSS_OK;
-    }
-    for (;;) {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += 50000000;
-        until.tv_sec += until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
-        if (pthread_mutex_timedlock(&backend->turn, &until) == 0)
-            return GPTOSS_OK;
-        if (poll(user, 0, 0) != 0)
-            return GPTOSS_ERROR_INTERRUPTED;
-    }
-}
-
 static enum gptoss_status vulkan_begin(struct gptoss_backend *base, gptoss_poll_fn poll, void *user,
                                        struct gptoss_error *error) {
     struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
@@ -176,9 +157,12 @@ static enum gptoss_status vulkan_begin(struct gptoss_backend *base, gptoss_poll_
         return gptoss_error_set(error, GPTOSS_ERROR_STATE,
                                 "a model on a Vulkan device does not work after fork(): open it in "
                                 "the child, or start that with the method 'spawn'");
-    if (take_turn(backend, poll, user) != GPTOSS_OK)
-        return gptoss_error_set(error, GPTOSS_ERROR_INTERRUPTED,
-                                "interrupted while waiting for the model");
+    GPTOSS_TRY(gptoss_turn_take(&backend->turn, poll, user, error));
+    enum gptoss_status status = gptoss_vulkan_check_lost(&backend->queue, error);
+    if (status != GPTOSS_OK) {
+        pthread_mutex_unlock(&backend->turn);
+        return status;
+    }
     backend->poll = poll;
     backend->poll_user = user;
     backend->done = backend->total = 0;

@@ -20,6 +20,8 @@ enum gptoss_scratch_use {
     GPTOSS_SCRATCH_GROUPS,    /* routes and tiles */
     GPTOSS_SCRATCH_ROUNDED,   /* lines of x in float16, and their scales */
     GPTOSS_SCRATCH_GUESS,     /* maxima and sums of the logits' parts */
+    GPTOSS_SCRATCH_LOW_RANK,  /* a x of adapters' terms */
+    GPTOSS_SCRATCH_UP,        /* of an MLP whose gate and up are multiplied apart */
     GPTOSS_NUM_SCRATCHES
 };
 
@@ -150,6 +152,18 @@ struct gptoss_panel {
 };
 enum gptoss_status gptoss_vulkan_panel(struct gptoss_vulkan_backend *backend,
                                        struct gptoss_panel *panel);
+/* A product with a dense weight. push: x with its norm and first line, and what the mode writes. */
+struct gptoss_dense_product {
+    const struct gptoss_weight *weight, *up; /* up: NULL but for pairs in two matrices */
+    const struct gptoss_vector *bias, *up_bias;
+    uint32_t mode;
+    bool joins_previous;
+    struct gptoss_product_push push;
+};
+/* Lists it without the terms of adapters. While loading it only names the weights. */
+enum gptoss_status gptoss_vulkan_product(struct gptoss_vulkan_backend *backend,
+                                         const struct gptoss_dense_product *product,
+                                         int64_t num_tokens);
 /* Lists the norm that a product did without, if `buffer` is what it would have filled. */
 enum gptoss_status gptoss_vulkan_settle_norm(struct gptoss_vulkan_backend *backend,
                                              const struct gptoss_buffer *buffer);
@@ -167,6 +181,14 @@ enum gptoss_status gptoss_vulkan_defer_logits(struct gptoss_vulkan_backend *back
 enum gptoss_status gptoss_vulkan_guess(struct gptoss_backend *, const struct gptoss_guess *);
 /* Hands what was deferred to those who wait for it. */
 void gptoss_vulkan_collect(struct gptoss_vulkan_backend *backend);
+
+/* ---- vulkan_low_rank.c ---- */
+
+/* Lists products that need nothing of each other, and then what the terms of adapters add to them:
+ * those with terms store or join the residual. */
+enum gptoss_status gptoss_vulkan_multiply_dense(struct gptoss_vulkan_backend *backend,
+                                                const struct gptoss_dense_product *products,
+                                                int32_t num_products, int64_t num_tokens);
 
 /* ---- vulkan_experts.c ---- */
 

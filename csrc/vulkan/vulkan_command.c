@@ -1,5 +1,6 @@
 #include "vulkan/vulkan_command.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "platform/allocator.h"
@@ -248,6 +249,48 @@ static enum gptoss_status find_program(struct gptoss_vulkan_queue *queue, bool k
     return GPTOSS_OK;
 }
 
+/* ---- a lost device ---- */
+
+/* Test hook only: no state that any result depends on. */
+static atomic_uint_fast64_t num_counted;
+static atomic_uint_fast64_t lose_at;
+
+uint64_t gptoss_vulkan_lose_at(uint64_t n) {
+    atomic_store(&lose_at, n);
+    return atomic_exchange(&num_counted, 0);
+}
+
+/* Counts a submission or a wait against the hook: whether it finds the device lost. What runs would
+ * not go on then, so it ends first. */
+static bool loses_device(const struct gptoss_vulkan_device *device) {
+    uint64_t count = atomic_fetch_add_explicit(&num_counted, 1, memory_order_relaxed) + 1;
+    if (count != atomic_load_explicit(&lose_at, memory_order_relaxed))
+        return false;
+    device->run.DeviceWaitIdle(device->handle);
+    return true;
+}
+
+enum gptoss_status gptoss_vulkan_check_lost(const struct gptoss_vulkan_queue *queue,
+                                            struct gptoss_error *error) {
+    if (!queue->is_lost)
+        return GPTOSS_OK;
+    gptoss_error_set(error, GPTOSS_ERROR_DEVICE,
+                     "'%s' was lost while it computed: the GPU was reset or its driver failed, and "
+                     "what this model had there is gone. Open the model again, or use "
+                     "device='cpu'; a generator's tokens are still known, to be fed to a new one",
+                     queue->device->name);
+    gptoss_error_found(error, "%s", gptoss_vulkan_result_name(VK_ERROR_DEVICE_LOST));
+    return GPTOSS_ERROR_DEVICE;
+}
+
+/* The error of a call that failed while doing `what`. */
+static enum gptoss_status fail(struct gptoss_vulkan_queue *queue, VkResult result, const char *what,
+                               struct gptoss_error *error) {
+    queue->is_lost = result == VK_ERROR_DEVICE_LOST;
+    return queue->is_lost ? gptoss_vulkan_check_lost(queue, error)
+                          : gptoss_vulkan_error(error, result, what);
+}
+
 /* ---- running ---- */
 
 /* Hands a recording over, or, with NULL, nothing but the fence behind all that runs. */
@@ -264,10 +307,12 @@ static enum gptoss_status submit(struct gptoss_vulkan_queue *queue,
     if (has_fence)
         result = device->run.ResetFences(device->handle, 1, &queue->fence);
     if (result == VK_SUCCESS)
-        result = device->run.QueueSubmit(device->queue, program != NULL, &info,
-                                         has_fence ? queue->fence : VK_NULL_HANDLE);
+        result = loses_device(device)
+                     ? VK_ERROR_DEVICE_LOST
+                     : device->run.QueueSubmit(device->queue, program != NULL, &info,
+                                               has_fence ? queue->fence : VK_NULL_HANDLE);
     if (result != VK_SUCCESS)
-        return gptoss_vulkan_error(error, result, "submitting work to the GPU");
+        return fail(queue, result, "submitting work to the GPU", error);
     queue->is_running = true;
     queue->has_fence = has_fence;
     return GPTOSS_OK;
@@ -276,7 +321,7 @@ static enum gptoss_status submit(struct gptoss_vulkan_queue *queue,
 enum gptoss_status gptoss_vulkan_start(struct gptoss_vulkan_queue *queue, bool keep,
                                        struct gptoss_error *error) {
     if (queue->count == 0)
-        return GPTOSS_OK;
+        return gptoss_vulkan_check_lost(queue, error);
     enum gptoss_status status = gptoss_vulkan_wait(queue, NULL, NULL, error);
     struct gptoss_vulkan_program *program = NULL;
     if (status == GPTOSS_OK)
@@ -292,8 +337,8 @@ enum gptoss_status gptoss_vulkan_start_behind(struct gptoss_vulkan_queue *queue,
                                               struct gptoss_error *error) {
     if (queue->queries != VK_NULL_HANDLE) /* whose timestamps are those of one recording */
         return gptoss_vulkan_start(queue, true, error);
-    enum gptoss_status status = GPTOSS_OK;
-    if (queue->has_fence) /* which is to stand behind this, too */
+    enum gptoss_status status = gptoss_vulkan_check_lost(queue, error);
+    if (status == GPTOSS_OK && queue->has_fence) /* which is to stand behind this, too */
         status = gptoss_vulkan_wait(queue, NULL, NULL, error);
     struct gptoss_vulkan_program *program = NULL;
     if (status == GPTOSS_OK)
@@ -332,6 +377,7 @@ enum gptoss_status gptoss_vulkan_wait(struct gptoss_vulkan_queue *queue, bool (*
                                       void *user, struct gptoss_error *error) {
     const struct gptoss_vulkan_device *device = queue->device;
     bool stopped = false;
+    GPTOSS_TRY(gptoss_vulkan_check_lost(queue, error));
     if (queue->is_running && !queue->has_fence)
         GPTOSS_TRY(submit(queue, NULL, true, error));
     if (queue->is_running)
@@ -344,8 +390,10 @@ enum gptoss_status gptoss_vulkan_wait(struct gptoss_vulkan_queue *queue, bool (*
             continue;
         }
         queue->is_running = false;
+        if (result == VK_SUCCESS && loses_device(device))
+            result = VK_ERROR_DEVICE_LOST;
         if (result != VK_SUCCESS)
-            return gptoss_vulkan_error(error, result, "waiting for the GPU");
+            return fail(queue, result, "waiting for the GPU", error);
         add_timings(queue);
     }
     return stopped ? GPTOSS_ERROR_INTERRUPTED : GPTOSS_OK;

@@ -36,6 +36,7 @@ struct gptoss_vulkan_queue {
     VkCommandPool pool;
     VkFence fence;
     bool is_running, has_fence;             /* has_fence: the fence stands behind what runs */
+    bool is_lost;                           /* the device is: nothing is asked of it any more */
     struct gptoss_vulkan_command *commands; /* listed */
     size_t count, capacity;
     struct gptoss_vulkan_program programs[GPTOSS_MAX_PROGRAMS];
@@ -65,6 +66,9 @@ enum gptoss_status gptoss_vulkan_list_zeros(struct gptoss_vulkan_queue *queue,
                                             const struct gptoss_vulkan_memory *to);
 /* The error of a list without room, for those who hand on none of their own. */
 enum gptoss_status gptoss_vulkan_list_refused(struct gptoss_error *error);
+/* GPTOSS_ERROR_DEVICE once a start or a wait found the device lost; those report it, too. */
+enum gptoss_status gptoss_vulkan_check_lost(const struct gptoss_vulkan_queue *queue,
+                                            struct gptoss_error *error);
 /* Starts what is listed, after all that was started before. keep: whether to keep the recording. */
 enum gptoss_status gptoss_vulkan_start(struct gptoss_vulkan_queue *queue, bool keep,
                                        struct gptoss_error *error);

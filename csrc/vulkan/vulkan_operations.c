@@ -243,8 +243,10 @@ enum gptoss_status gptoss_vulkan_rows(struct gptoss_vulkan_backend *backend,
                                       const struct gptoss_rows_product *product) {
     bool is_pair = product->mode == GPTOSS_PRODUCT_SWIGLU || product->mode == GPTOSS_PRODUCT_SILU;
     uint32_t subgroups = WORKGROUP / backend->device.subgroup_size;
-    /* Few rows leave the device idle unless more subgroups share them. */
-    bool is_small = product->push.num_outs < LARGE_MATRIX_ROWS;
+    /* Few rows leave the device idle unless more subgroups share them. The rows of an adapter's
+     * second matrix are too short to be shared. */
+    bool is_small =
+        product->push.num_outs < LARGE_MATRIX_ROWS && product->mode != GPTOSS_PRODUCT_ADD;
     uint32_t rows = is_pair ? PAIR_ROWS : is_small ? ROWS : LARGE_ROWS;
     uint32_t split = is_pair ? PAIR_SPLIT : is_small ? SPLIT : 1;
     split = split < subgroups ? split : subgroups;
@@ -261,17 +263,10 @@ enum gptoss_status gptoss_vulkan_rows(struct gptoss_vulkan_backend *backend,
                  });
 }
 
-/* What makes a product of a weight, beyond what its push constants say. */
-struct product {
-    const struct gptoss_weight *weight, *up; /* up: NULL but for pairs in two matrices */
-    const struct gptoss_vector *bias, *up_bias;
-    uint32_t mode;
-    bool joins_previous;
-};
-
-static enum gptoss_status dispatch_product(struct gptoss_vulkan_backend *backend,
-                                           const struct product *product, int64_t num_tokens,
-                                           struct gptoss_product_push push) {
+enum gptoss_status gptoss_vulkan_product(struct gptoss_vulkan_backend *backend,
+                                         const struct gptoss_dense_product *product,
+                                         int64_t num_tokens) {
+    struct gptoss_product_push push = product->push;
     struct gptoss_device_weight weight, up;
     bool wide = product->up != NULL && product->up->dtype != product->weight->dtype;
     GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, product->weight, wide, &weight));
@@ -317,17 +312,18 @@ enum gptoss_status gptoss_vulkan_norm_linear(struct gptoss_backend *base,
     struct gptoss_product_push push = {0};
     GPTOSS_TRY(begin_norm(backend, &operation->norm, operation->x, operation->normed,
                           table->num_rows, &push));
+    struct gptoss_dense_product products[3];
     for (int32_t i = 0; i < operation->num_outs; ++i) {
         push.result = gptoss_address_of(operation->outs[i]);
-        const struct product product = {
+        products[i] = (struct gptoss_dense_product){
             .weight = operation->weights[i],
             .bias = operation->biases[i],
             .mode = GPTOSS_PRODUCT_STORE,
             .joins_previous = i > 0,
+            .push = push,
         };
-        GPTOSS_TRY(dispatch_product(backend, &product, table->num_rows, push));
     }
-    return GPTOSS_OK;
+    return gptoss_vulkan_multiply_dense(backend, products, operation->num_outs, table->num_rows);
 }
 
 enum gptoss_status gptoss_vulkan_linear_residual(struct gptoss_backend *base,
@@ -337,17 +333,51 @@ enum gptoss_status gptoss_vulkan_linear_residual(struct gptoss_backend *base,
     backend->rounded.x = 0;
     backend->timer = GPTOSS_TIMER_linear_residual;
     backend->norm_of = NULL;
-    const struct product product = {
+    const struct gptoss_dense_product product = {
         .weight = operation->weight,
         .bias = operation->bias,
         .mode = GPTOSS_PRODUCT_RESIDUAL,
+        .push =
+            {
+                .x = gptoss_address_of(operation->x),
+                .result = gptoss_address_of(operation->out),
+                .extra = gptoss_address_of(operation->residual),
+            },
     };
-    const struct gptoss_product_push push = {
-        .x = gptoss_address_of(operation->x),
-        .result = gptoss_address_of(operation->out),
-        .extra = gptoss_address_of(operation->residual),
+    return gptoss_vulkan_multiply_dense(backend, &product, 1, table->num_rows);
+}
+
+/* The terms of adapters come before the activation: gate and up are multiplied apart, then joined.
+ */
+static enum gptoss_status mlp_up_with_terms(struct gptoss_vulkan_backend *backend,
+                                            const struct gptoss_mlp_up *operation, int64_t num_rows,
+                                            struct gptoss_product_push push) {
+    int64_t num_outs = operation->weight->num_rows;
+    struct gptoss_activate_push activate = {.gate = push.result, .num_columns = (uint32_t)num_outs};
+    if (operation->up != NULL && !backend->is_loading)
+        GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_UP,
+                                         (uint64_t)(num_rows * num_outs) * sizeof(float),
+                                         &activate.up));
+    struct gptoss_dense_product products[2] = {
+        {.weight = operation->weight, .bias = operation->bias},
+        {.weight = operation->up, .bias = operation->up_bias, .joins_previous = true},
     };
-    return dispatch_product(backend, &product, table->num_rows, push);
+    for (int i = 0; i < 2; ++i) {
+        products[i].mode = GPTOSS_PRODUCT_STORE;
+        products[i].push = push;
+    }
+    products[1].push.result = activate.up;
+    GPTOSS_TRY(
+        gptoss_vulkan_multiply_dense(backend, products, operation->up != NULL ? 2 : 1, num_rows));
+    if (backend->is_loading)
+        return GPTOSS_OK;
+    return gptoss_vulkan_dispatch(backend,
+                                  &(struct gptoss_dispatch){
+                                      .key = {GPTOSS_SHADER_activate, {WORKGROUP}},
+                                      .push = &activate,
+                                      .push_bytes = sizeof activate,
+                                      .groups = {num_rows, gptoss_ceil_div(num_outs, WORKGROUP), 1},
+                                  });
 }
 
 enum gptoss_status gptoss_vulkan_mlp_up(struct gptoss_backend *base,
@@ -360,14 +390,18 @@ enum gptoss_status gptoss_vulkan_mlp_up(struct gptoss_backend *base,
     GPTOSS_TRY(begin_norm(backend, &operation->norm, operation->x, operation->normed,
                           table->num_rows, &push));
     push.result = gptoss_address_of(operation->out);
-    const struct product product = {
+    if (operation->weight->low_rank != NULL ||
+        (operation->up != NULL && operation->up->low_rank != NULL))
+        return mlp_up_with_terms(backend, operation, table->num_rows, push);
+    const struct gptoss_dense_product product = {
         .weight = operation->weight,
         .up = operation->up,
         .bias = operation->bias,
         .up_bias = operation->up_bias,
         .mode = operation->up != NULL ? GPTOSS_PRODUCT_SILU : GPTOSS_PRODUCT_GELU,
+        .push = push,
     };
-    return dispatch_product(backend, &product, table->num_rows, push);
+    return gptoss_vulkan_product(backend, &product, table->num_rows);
 }
 
 /* ---- logits ---- */
@@ -381,9 +415,10 @@ static enum gptoss_status read_logits(struct gptoss_vulkan_backend *backend,
     GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_LOGITS, num_bytes, &push.result));
     if (!operation->is_deferred)
         GPTOSS_TRY(gptoss_vulkan_reserve_readback(backend, num_bytes));
-    const struct product product = {.weight = operation->weight, .mode = GPTOSS_PRODUCT_STORE};
     push.first_token += (uint32_t)first;
-    GPTOSS_TRY(dispatch_product(backend, &product, num_rows, push));
+    const struct gptoss_dense_product product = {
+        .weight = operation->weight, .mode = GPTOSS_PRODUCT_STORE, .push = push};
+    GPTOSS_TRY(gptoss_vulkan_multiply_dense(backend, &product, 1, num_rows));
     if (operation->is_deferred)
         return gptoss_vulkan_defer_logits(backend, operation);
     GPTOSS_TRY(gptoss_vulkan_list_copy(&backend->queue, &backend->scratch[GPTOSS_SCRATCH_LOGITS], 0,
@@ -404,8 +439,8 @@ enum gptoss_status gptoss_vulkan_unembed(struct gptoss_backend *base,
     struct gptoss_norm_push norm;
     GPTOSS_TRY(norm_push(backend, &operation->norm, operation->x, operation->normed, &norm));
     if (backend->is_loading) {
-        struct gptoss_device_weight weight;
-        return gptoss_vulkan_weight(&backend->weights, operation->weight, false, &weight);
+        const struct gptoss_dense_product product = {.weight = operation->weight};
+        return gptoss_vulkan_multiply_dense(backend, &product, 1, operation->num_rows);
     }
     backend->norm_of = NULL;
     struct gptoss_product_push push = {.x = norm.result};

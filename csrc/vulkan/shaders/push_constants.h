@@ -70,6 +70,11 @@ struct gptoss_product_push {
     uint32_t first_token, num_experts;
 };
 
+struct gptoss_activate_push {
+    uint64_t gate, up; /* up: 0 for gelu(gate) */
+    uint32_t num_columns;
+};
+
 struct gptoss_round_push {
     uint64_t x, result, scales;
 };
