@@ -112,9 +112,9 @@ class Judge:
 _judge: Judge
 
 
-def _start_process(shared: Path, kv_dtype: str) -> None:
+def _start_process(shared: Path, kv_dtype: str, device: str) -> None:
     global _judge
-    _judge = Judge(shared, kv_dtype, threads=1)
+    _judge = Judge(shared, kv_dtype, threads=1, device=device)
 
 
 def _judge_item(item: Item) -> tuple[str, int, bool]:
@@ -122,7 +122,7 @@ def _judge_item(item: Item) -> tuple[str, int, bool]:
 
 
 def evaluate(
-    shared: Path, tasks: dict[str, list[Item]], processes: int, kv_dtype: str
+    shared: Path, tasks: dict[str, list[Item]], processes: int, kv_dtype: str, device: str
 ) -> dict[str, dict[int, bool]]:
     """Task -> index of the question -> whether it was answered rightly."""
     passed: dict[str, dict[int, bool]] = {task: {} for task in tasks}
@@ -131,7 +131,7 @@ def evaluate(
         key=lambda item: -int(item["prompt_tokens"])
     )  # long ones first: the processes end together
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _start_process, (shared, kv_dtype)) as pool:
+    with context.Pool(processes, _start_process, (shared, kv_dtype, device)) as pool:
         results = pool.imap_unordered(_judge_item, items, chunksize=4)
         for task, index, right in tqdm(results, total=len(items), unit="item"):
             passed[task][index] = right
@@ -161,6 +161,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     parser.add_argument("--per-task", type=int, metavar="N", help="only N questions of each task")
     parser.add_argument("--kv", choices=["f32", "f16"], default="f32", help="type of the KV cache")
+    parser.add_argument("--device", default="cpu", help="cpu or a Vulkan device; default: cpu")
     arguments = parser.parse_args()
     try:
         tasks = load_items(arguments.shared, arguments.per_task)
@@ -168,7 +169,7 @@ def main() -> int:
     except FileNotFoundError as error:
         print(f"demo_eval: {error}", file=sys.stderr)
         return 1
-    passed = evaluate(arguments.shared, tasks, arguments.processes, arguments.kv)
+    passed = evaluate(arguments.shared, tasks, arguments.processes, arguments.kv, arguments.device)
     return 0 if report(passed, recorded) else 1
 
 

@@ -48,10 +48,14 @@ def assert_logits_agree(logits: Array, expected: Array) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_engine_agrees_with_transformers(shared: Path, case: str) -> None:
-    directory, recorded = load_case(shared, case)
+    assert_agrees(*load_case(shared, case))
+
+
+def assert_agrees(directory: Path, recorded: dict[str, Array], **options: Any) -> None:
+    """options: of gptoss.Model."""
     tokens = recorded["input_ids"].tolist()
     first = int(recorded.get("first_position", 0))
-    with gptoss.Model(directory) as model:
+    with gptoss.Model(directory, **options) as model:
         generator = open_generator(model, len(tokens), kv_dtype="f32")
         generator.capture("embedding", "layers.*.residual", "layers.*.router_*", "final_norm")
         logits = generator.prefill(tokens, all_logits=True)
@@ -91,9 +95,12 @@ def test_greedy_generation_is_identical(shared: Path, demo: gptoss.Model, entry:
         (shared / "oracle/demo_generations.json").read_text()
     )
     assert len(generations) == 14
-    recorded = generations[entry]
+    assert_generates(demo, generations[entry])
+
+
+def assert_generates(model: gptoss.Model, recorded: dict[str, Any]) -> None:
     expected = recorded["generated_ids"]
-    generator = gptoss.Generator(demo, kv_dtype="f32")
+    generator = gptoss.Generator(model, kv_dtype="f32")
     logits = generator.prefill(recorded["prompt_ids"])
     for position, (token, margin) in enumerate(zip(expected, recorded["margins"], strict=True)):
         best = int(logits.argmax())
