@@ -309,9 +309,10 @@ enum gptoss_status gptoss_model_decode_expert(const struct gptoss_model *model, 
                                               int32_t expert, const struct gptoss_expert_out *out,
                                               struct gptoss_error *error);
 
-/* Bytes by category: file bytes mapped, heap held by the model (tables, thread scratch). */
+/* Bytes by category: file bytes mapped, heap held by the model (tables, scratch, activations), and
+ * on GPUs all there is, generators' caches included. */
 struct gptoss_model_memory {
-    uint64_t mapped_bytes, read_bytes, heap_bytes;
+    uint64_t mapped_bytes, read_bytes, heap_bytes, device_bytes;
 };
 void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_memory *memory_out);
 

@@ -376,7 +376,8 @@ class Model:
 
     def memory(self) -> dict[str, int]:
         """Bytes by category: "mapped" from files, shared with other processes; "read" from files
-        into memory; "heap", tables and scratch. Generator.memory counts the caches."""
+        into memory; "heap", tables, scratch and activations; "device", all that is on GPUs,
+        caches of Generators included. Generator.memory counts those caches by themselves."""
         return self._core.memory()
 
     def profile(self) -> Profile:

@@ -412,6 +412,23 @@ def test_memory_refused_anywhere(path: Path) -> None:
         assert_same_bits(work(used), expected)
 
 
+def test_memory_on_the_device_is_counted(path: Path, reference: gptoss.Model) -> None:
+    assert reference.memory()["device"] == 0
+    with gptoss.Model(path, device="vulkan") as model:
+        weights = model.memory()["device"]
+        assert weights >= sum(info.num_bytes for _, info in model.tensors._entries.values())
+        generator = start(model, [1, 2, 3])
+        used = model.memory()["device"]
+        row_bytes = 2 * 2 * SPEC.num_kv_heads * SPEC.head_dim * SPEC.num_layers
+        fork = generator.fork()
+        assert model.memory()["device"] == used + 256 * row_bytes > weights + 256 * row_bytes
+        del fork, generator
+        gc.collect()
+        assert model.memory()["device"] == used - 256 * row_bytes
+        heap = model.memory()["heap"]
+        assert 0 < heap < 10_000_000
+
+
 # ---- validation ----
 
 VALIDATED = """

@@ -122,7 +122,7 @@ static enum gptoss_status create_vulkan_backend(struct gptoss_model *model,
         return gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,
                                 "adapters are not available on Vulkan devices yet; use "
                                 "device='cpu'");
-    GPTOSS_TRY(gptoss_vulkan_backend_create(which, options->precision, model->num_threads,
+    GPTOSS_TRY(gptoss_vulkan_backend_create(which, options->precision, model->num_threads, 0,
                                             options->profile, &model->backend, error));
     model->device = gptoss_vulkan_backend_device(model->backend);
     model->isa = "vulkan";
@@ -297,6 +297,8 @@ void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_m
     memory_out->heap_bytes +=
         (uint64_t)model->max_batch_logits * (uint64_t)model->config->vocab_size * sizeof(float);
     memory_out->heap_bytes += model->backend->operations->memory(model->backend);
+    if (model->backend->operations->device_memory != NULL)
+        memory_out->device_bytes = model->backend->operations->device_memory(model->backend);
 }
 
 size_t gptoss_model_num_profile_entries(const struct gptoss_model *model) {

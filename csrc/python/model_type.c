@@ -306,9 +306,10 @@ static PyObject *get_memory(PyObject *self, PyObject *unused) {
     struct gptoss_model_memory memory;
     gptoss_model_memory(owner->model, &memory);
     gptoss_python_owner_release(owner);
-    return Py_BuildValue("{s:K,s:K,s:K}", "mapped", (unsigned long long)memory.mapped_bytes, "read",
-                         (unsigned long long)memory.read_bytes, "heap",
-                         (unsigned long long)memory.heap_bytes);
+    return Py_BuildValue("{s:K,s:K,s:K,s:K}", "mapped", (unsigned long long)memory.mapped_bytes,
+                         "read", (unsigned long long)memory.read_bytes, "heap",
+                         (unsigned long long)memory.heap_bytes, "device",
+                         (unsigned long long)memory.device_bytes);
 }
 
 /* profile() -> [(name, calls, nanoseconds, rows, weight_bytes, kv_bytes, flops), ...], empty
