@@ -214,6 +214,11 @@ struct gptoss_backend_operations {
      * unless load_end brought them. */
     void (*load_begin)(struct gptoss_backend *backend);
     uint64_t (*load_bytes)(const struct gptoss_backend *backend);
+    /* Of a back end made of others, else NULL: after operations told all weights once, decides
+     * which of the others hold which, with room for keys and values of up to max_positions; the
+     * operations then tell them again. */
+    enum gptoss_status (*place)(struct gptoss_backend *backend, int64_t max_positions,
+                                struct gptoss_error *error);
     enum gptoss_status (*load_end)(struct gptoss_backend *backend, gptoss_poll_fn poll, void *user,
                                    struct gptoss_error *error);
 
@@ -221,12 +226,13 @@ struct gptoss_backend_operations {
                                         uint64_t row_bytes, struct gptoss_buffer **buffer_out,
                                         struct gptoss_error *error);
     void (*buffer_release)(struct gptoss_backend *backend, struct gptoss_buffer *buffer);
-    /* The first rows of num_buffers (1 .. GPTOSS_MAX_READS) buffers, readable until the next
-     * operation. A failure is reported by the next operation or end, too. */
+    /* The first rows of num_buffers (1 .. GPTOSS_MAX_READS) buffers that the operations before have
+     * written together, readable until the next operation. A failure is reported by the next
+     * operation or end, too. */
     enum gptoss_status (*buffer_read)(struct gptoss_backend *backend,
                                       struct gptoss_buffer *const *buffers, int num_buffers,
                                       int64_t num_rows, const void **contents_out);
-    /* Replaces the first rows. */
+    /* Replaces the first rows. Only of back ends that others are made of. */
     enum gptoss_status (*buffer_write)(struct gptoss_backend *backend, struct gptoss_buffer *buffer,
                                        int64_t num_rows, const void *contents);
 

@@ -211,7 +211,9 @@ def test_generators_on_several_threads(model: gptoss.Model) -> None:
 
     def work(n: int) -> None:
         for _ in range(3):
-            results[n] = start(model, tokens[n]).logits.copy()
+            generator = start(model, tokens[n])
+            results[n] = generator.logits.copy()
+            generator.fork().kv(n % 2)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
     for thread in threads:
@@ -440,10 +442,14 @@ from support import open_generator
 rng, root = np.random.default_rng(0), pathlib.Path(ROOT)
 GPT2 = dense_models.Gpt2(num_layers=1, max_positions=300)
 paths = [
-    models.write_model(root / "moe", models.Spec(num_layers=1), rng),
+    models.write_model(root / "moe", models.Spec(num_layers=2), rng),
     dense_models.write_hf(root / "llama", dense_models.Llama(num_layers=1), rng, "BF16"),
     dense_models.write_gguf(root / "gpt2.gguf", GPT2, rng, "Q8_0"),
 ]
+try:
+    gptoss.Model(paths[0], device="vulkan", gpu_memory=1)
+except gptoss.OutOfMemoryError as error:
+    LIMIT = int(error.expected.split()[0])
 for path in paths:
     with gptoss.Model(path, device="vulkan", profile=True) as model:
         generator = open_generator(model, 300)
@@ -456,6 +462,16 @@ for path in paths:
         generator.prefill([7] * 250)
         generator.rewind(20)
         generator.step(1)
+for how in ({"device": "vulkan,vulkan"}, {"device": "vulkan", "gpu_memory": LIMIT}):
+    with gptoss.Model(paths[0], **how) as model:  # layers, and experts, apart
+        generator = open_generator(model, 300)
+        generator.capture("*")
+        generator.prefill(range(12))
+        generator.capture()
+        generator.step(3)
+        generator.fork().kv(0)
+        gptoss.forward([generator, open_generator(model, 9)], [[1], [2, 3]])
+        assert len(model.placement) == 2
 for failing in range(FIRST, 500, STEP):  # what was made before memory ran out is given back
     _core.fail_allocation(failing)
     try:

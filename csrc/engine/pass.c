@@ -221,7 +221,12 @@ enum gptoss_status gptoss_pass_run(struct gptoss_model *model, const struct gpto
         status = operations->take_rows(model->backend, &table);
     if (status == GPTOSS_OK)
         status = model->family->forward(model, pass, &table);
-    return explain(model, status, pass->num_rows, error);
+    status = explain(model, status, pass->num_rows, error);
+    /* Buffers that are made at their first use may have taken all there was: fewer rows have room
+     * again. */
+    if (status == GPTOSS_ERROR_MEMORY)
+        gptoss_workspace_clear(model->backend, work);
+    return status;
 }
 
 enum gptoss_status gptoss_pass_load(struct gptoss_model *model, gptoss_poll_fn poll, void *user,
@@ -236,5 +241,9 @@ enum gptoss_status gptoss_pass_load(struct gptoss_model *model, gptoss_poll_fn p
         .rows = &row, .num_rows = 1, .num_slots = 1, .num_logits_rows = 1, .logits_out = &unused};
     operations->load_begin(model->backend);
     GPTOSS_TRY(gptoss_pass_run(model, &pass, error));
+    if (operations->place != NULL) {
+        GPTOSS_TRY(operations->place(model->backend, model->config->max_positions, error));
+        GPTOSS_TRY(gptoss_pass_run(model, &pass, error));
+    }
     return operations->load_end(model->backend, poll, user, error);
 }

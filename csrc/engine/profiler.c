@@ -401,13 +401,6 @@ static enum gptoss_status forward_buffer_read(struct gptoss_backend *base,
     return inner->operations->buffer_read(inner, buffers, num_buffers, num_rows, contents_out);
 }
 
-static enum gptoss_status forward_buffer_write(struct gptoss_backend *base,
-                                               struct gptoss_buffer *buffer, int64_t num_rows,
-                                               const void *contents) {
-    struct gptoss_backend *inner = profiler_of(base)->inner;
-    return inner->operations->buffer_write(inner, buffer, num_rows, contents);
-}
-
 static bool forward_explain(struct gptoss_backend *base, enum gptoss_status status,
                             struct gptoss_error *error) {
     struct gptoss_backend *inner = profiler_of(base)->inner;
@@ -454,13 +447,17 @@ static uint64_t profiler_device_memory(const struct gptoss_backend *base) {
     return inner->operations->device_memory(inner);
 }
 
+static uint64_t forward_load_bytes(const struct gptoss_backend *base) {
+    const struct gptoss_backend *inner = ((const struct gptoss_profiler *)base)->inner;
+    return inner->operations->load_bytes(inner);
+}
+
 static const struct gptoss_backend_operations profiler_operations = {
     .release = profiler_release,
     .memory = profiler_memory,
     .buffer_create = forward_buffer_create,
     .buffer_release = forward_buffer_release,
     .buffer_read = forward_buffer_read,
-    .buffer_write = forward_buffer_write,
     .cache_create = forward_cache_create,
     .cache_release = forward_cache_release,
     .begin = profile_begin,
@@ -498,6 +495,8 @@ enum gptoss_status gptoss_profiler_create(int32_t num_experts, struct gptoss_bac
     profiler->operations.cache_copy = (*backend)->operations->cache_copy;
     if ((*backend)->operations->explain != NULL)
         profiler->operations.explain = forward_explain;
+    if ((*backend)->operations->load_bytes != NULL)
+        profiler->operations.load_bytes = forward_load_bytes;
     if ((*backend)->operations->device_memory != NULL)
         profiler->operations.device_memory = profiler_device_memory;
     if ((*backend)->operations->take_rows != NULL)
