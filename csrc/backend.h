@@ -85,8 +85,11 @@ struct gptoss_norm {
     float epsilon;
 };
 
-/* normed = norm(x); outs[i] = weights[i] normed + biases[i]. */
+/* Operations between embed and unembed name the layer they belong to.
+ *
+ * normed = norm(x); outs[i] = weights[i] normed + biases[i]. */
 struct gptoss_norm_linear {
+    int32_t layer;
     struct gptoss_buffer *x, *normed;
     struct gptoss_norm norm;
     int32_t num_outs; /* 1 .. 3 */
@@ -122,6 +125,7 @@ struct gptoss_attention {
 
 /* residual += weight x + bias. */
 struct gptoss_linear_residual {
+    int32_t layer;
     struct gptoss_buffer *x, *residual;
     const struct gptoss_weight *weight;
     const struct gptoss_vector *bias;
@@ -131,6 +135,7 @@ struct gptoss_linear_residual {
 /* normed = norm(x); with up: out = silu(weight normed + bias) * (up normed + up_bias), without:
  * out = gelu(weight normed + bias). */
 struct gptoss_mlp_up {
+    int32_t layer;
     struct gptoss_buffer *x, *normed;
     struct gptoss_norm norm;
     const struct gptoss_weight *weight, *up; /* up: NULL, or of weight's shape */
@@ -141,6 +146,7 @@ struct gptoss_mlp_up {
 /* normed = norm(x); logits = weight normed + bias; the num_chosen largest, ties by lowest expert,
  * and the softmax over them. */
 struct gptoss_route {
+    int32_t layer;
     struct gptoss_buffer *x, *normed;
     struct gptoss_norm norm;
     const struct gptoss_weight *weight;
@@ -154,6 +160,7 @@ struct gptoss_route {
 /* For every row and rank: out = swiglu(weight[expert] x + bias[expert]). Without up, rows of gate
  * and up are interleaved in weight and bias; with it, weight and bias are the gate's. */
 struct gptoss_expert_gate_up {
+    int32_t layer;
     struct gptoss_buffer *x, *experts;
     int32_t num_chosen;
     const struct gptoss_weight *weight, *up; /* up: NULL, or of weight's shape */
@@ -165,6 +172,7 @@ struct gptoss_expert_gate_up {
 /* outputs = weight[expert] x + bias[expert]; sum = the outputs weighted, in rank order; residual +=
  * sum. */
 struct gptoss_expert_down {
+    int32_t layer;
     struct gptoss_buffer *x, *experts, *weights;
     int32_t num_chosen;
     const struct gptoss_weight *weight;
@@ -198,6 +206,8 @@ struct gptoss_guess {
     int32_t *token;    /* host memory, set after `end` */
 };
 
+#define GPTOSS_MAX_READS 4
+
 /* One of the tasks of run_tasks, on any thread of the host. */
 typedef void gptoss_host_task_fn(void *context, int64_t task, int thread);
 
@@ -210,20 +220,36 @@ struct gptoss_backend {
 struct gptoss_backend_operations {
     void (*release)(struct gptoss_backend *backend);
     uint64_t (*memory)(const struct gptoss_backend *backend); /* heap bytes held */
+    /* Bytes held on devices with memory of their own, or NULL: none. */
+    uint64_t (*device_memory)(const struct gptoss_backend *backend);
 
     /* Of back ends whose weights are in memory of their own, else NULL: operations between the two
-     * only tell which weights they use; load_end brings those there. poll gets bytes. */
+     * only tell which weights they use; load_end brings those there. poll gets bytes. load_bytes:
+     * of the weights told so far, as they lie on the device. load_begin forgets those told before,
+     * unless load_end brought them. */
     void (*load_begin)(struct gptoss_backend *backend);
+    uint64_t (*load_bytes)(const struct gptoss_backend *backend);
+    /* Of a back end made of others, else NULL: after operations told all weights once, decides
+     * which of the others hold which, with room for keys and values of up to max_positions; the
+     * operations then tell them again. */
+    enum gptoss_status (*place)(struct gptoss_backend *backend, int64_t max_positions,
+                                struct gptoss_error *error);
     enum gptoss_status (*load_end)(struct gptoss_backend *backend, gptoss_poll_fn poll, void *user,
                                    struct gptoss_error *error);
 
-    enum gptoss_status (*buffer_create)(struct gptoss_backend *backend, uint64_t num_bytes,
-                                        struct gptoss_buffer **buffer_out,
+    enum gptoss_status (*buffer_create)(struct gptoss_backend *backend, int64_t max_rows,
+                                        uint64_t row_bytes, struct gptoss_buffer **buffer_out,
                                         struct gptoss_error *error);
     void (*buffer_release)(struct gptoss_backend *backend, struct gptoss_buffer *buffer);
-    /* The contents, readable until the next operation. NULL: the device failed, which the next
-     * operation or end will report. */
-    const void *(*buffer_read)(struct gptoss_backend *backend, struct gptoss_buffer *buffer);
+    /* The first rows of num_buffers (1 .. GPTOSS_MAX_READS) buffers that the operations before have
+     * written together, readable until the next operation. A failure is reported by the next
+     * operation or end, too. */
+    enum gptoss_status (*buffer_read)(struct gptoss_backend *backend,
+                                      struct gptoss_buffer *const *buffers, int num_buffers,
+                                      int64_t num_rows, const void **contents_out);
+    /* Replaces the first rows. Only of back ends that others are made of. */
+    enum gptoss_status (*buffer_write)(struct gptoss_backend *backend, struct gptoss_buffer *buffer,
+                                       int64_t num_rows, const void *contents);
 
     enum gptoss_status (*cache_create)(struct gptoss_backend *backend,
                                        const struct gptoss_cache_shape *shape,
@@ -246,6 +272,9 @@ struct gptoss_backend_operations {
     /* Opens a pass: waits for its turn, since passes of one back end run one after another. */
     enum gptoss_status (*begin)(struct gptoss_backend *backend, gptoss_poll_fn poll, void *user,
                                 struct gptoss_error *error);
+    /* Announces the table of the operations that follow; NULL: they read it themselves. */
+    enum gptoss_status (*take_rows)(struct gptoss_backend *backend,
+                                    const struct gptoss_row_table *table);
     /* How far the whole work is, for the next polls. */
     void (*progress)(struct gptoss_backend *backend, uint64_t done, uint64_t total);
     /* Polls at once; whether the callback asked to stop. */

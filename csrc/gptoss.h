@@ -260,8 +260,14 @@ struct gptoss_adapter {
     const float *factors;       /* [num_modules] */
 };
 struct gptoss_model_options {
-    const char *device; /* NULL or "cpu"; "vulkan", or "vulkan:" and an index or part of a name */
-    const char *isa;    /* NULL: the best available for the precision */
+    /* NULL or "cpu"; "vulkan", or "vulkan:" and an index or part of a name; or several of these,
+     * separated by commas, which share the layers: "cpu", the last, gets what does not fit. */
+    const char *device;
+    /* Bytes of the GPUs' memory that the model may take, one number for each or for all; what does
+     * not fit stays on the CPU. NULL, 0: all there is. */
+    const uint64_t *gpu_memory;
+    size_t num_gpu_memory;
+    const char *isa;       /* NULL: the best available for the precision */
     const char *precision; /* NULL: the device's own; "fp32"; on a CPU "bf16", on a GPU "fp16": see
                               docs/numerics.md */
     int num_threads;       /* 0: gptoss_usable_cores() */
@@ -281,7 +287,19 @@ enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model
 struct gptoss_model *gptoss_model_retain(struct gptoss_model *model);
 void gptoss_model_release(struct gptoss_model *model);
 const struct gptoss_config *gptoss_model_config(const struct gptoss_model *model);
-/* "cpu", or the name of the GPU. */
+/* What a device has of a model. */
+struct gptoss_share {
+    const char *device; /* "cpu", or the name of the GPU */
+    const char *holds; /* "the whole model", or what of it, for people: "layers 0-5, unembedding" */
+    uint64_t weight_bytes; /* of weights on the GPU; 0 of a CPU, which uses the files' */
+    /* What was reserved for keys and values and for activations when the weights were placed. */
+    uint64_t cache_bytes, activation_bytes;
+};
+size_t gptoss_model_num_shares(const struct gptoss_model *model);
+void gptoss_model_share(const struct gptoss_model *model, size_t index,
+                        struct gptoss_share *share_out);
+
+/* "cpu", or the name of the GPU; of several, their names joined by " + ". */
 const char *gptoss_model_device(const struct gptoss_model *model);
 /* "vulkan" on a GPU. */
 const char *gptoss_model_isa(const struct gptoss_model *model);
@@ -312,9 +330,10 @@ enum gptoss_status gptoss_model_decode_expert(const struct gptoss_model *model, 
                                               int32_t expert, const struct gptoss_expert_out *out,
                                               struct gptoss_error *error);
 
-/* Bytes by category: file bytes mapped, heap held by the model (tables, thread scratch). */
+/* Bytes by category: file bytes mapped, heap held by the model (tables, scratch, activations), and
+ * on GPUs all there is, generators' caches included. */
 struct gptoss_model_memory {
-    uint64_t mapped_bytes, read_bytes, heap_bytes;
+    uint64_t mapped_bytes, read_bytes, heap_bytes, device_bytes;
 };
 void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_memory *memory_out);
 

@@ -32,6 +32,7 @@ from gptoss.generation import Generation, Output, TokenLogprob
 from gptoss.generator import Generator
 from gptoss.metadata import Metadata, MetadataInfo
 from gptoss.model import Config, Expert, Model, TensorInfo
+from gptoss.placement import Share
 from gptoss.quantization import quantize
 from gptoss.sampling import Draw, Sampling
 from gptoss.score import Score, score
@@ -69,6 +70,7 @@ __all__ = [
     "Reply",
     "Sampling",
     "Score",
+    "Share",
     "Speculation",
     "SpeculationStats",
     "StateError",

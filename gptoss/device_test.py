@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from gptoss.generator import Generator
 from gptoss.model import Model, Progress
+from gptoss.placement import Size
 
 # Largest difference of a row, relative to the row's largest magnitude (docs/numerics.md).
 TOLERANCES = {"fp32": 2e-3, "fp16": 5e-2}
@@ -117,19 +118,22 @@ def _compare(
 
 def compare_device(
     path: str | os.PathLike[str],
-    device: str,
+    device: str | Iterable[str],
     precision: str | None = None,
     loading: Progress | None = None,
     progress: Progress | None = None,
+    gpu_memory: Size | Sequence[Size] | None = None,
 ) -> DeviceComparison:
     """Feeds the same tokens to a model on a device and on the CPU, some at once and some one by
     one, and compares every activation.
 
     Args:
-        path, device, precision: as of Model; the CPU computes with "fp32".
+        path, device, precision, gpu_memory: as of Model; the CPU computes with "fp32".
         loading: with bytes, while weights are brought to the device. progress: with tokens.
     """
-    with Model(path, device=device, precision=precision, progress=loading) as model:
+    with Model(
+        path, device=device, gpu_memory=gpu_memory, precision=precision, progress=loading
+    ) as model:
         tokens = _tokens(model)
         ours = _run(model, tokens, progress)
         name, used = model.device, model.precision

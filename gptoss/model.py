@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from gptoss.errors import (
 )
 from gptoss.locate import locate
 from gptoss.metadata import Metadata
+from gptoss.placement import Share, Size, read_devices, read_limits
 from gptoss.profile import Profile
 from gptoss.sampling import Sampling
 from gptoss.tokenizer import Tokenizer
@@ -166,7 +167,13 @@ class Model:
         device: "cpu"; "vulkan", the first discrete GPU or else the first Vulkan device;
             "vulkan:1", by its number; "vulkan:radeon", by a part of its name (gptoss doctor lists
             them). The weights are copied to its memory. Results are the CPU's within a tolerance
-            (docs/numerics.md), the same bits from run to run.
+            (docs/numerics.md), the same bits from run to run. ["vulkan:0", "vulkan:1"], or with
+            commas between them, share the layers in proportion to their memory; with "cpu" as the
+            last, what does not fit stays there.
+        gpu_memory: the most that the model may take of a GPU's memory, caches of its Generators
+            included: bytes, or text such as "6GB" or "512MiB"; of several GPUs a list with one for
+            each, or one for all. What does not fit is computed on the CPU: the embedding, then
+            experts, of the last layers first, then whole layers. placement tells.
         threads: how many to compute with; by default the physical cores that this process may
             use.
         isa: the instruction set of a CPU, by default the best there is for the precision (gptoss
@@ -206,7 +213,8 @@ class Model:
         self,
         path: str | os.PathLike[str],
         *,
-        device: str = "cpu",
+        device: str | Iterable[str] = "cpu",
+        gpu_memory: Size | Sequence[Size] | None = None,
         threads: int | None = None,
         isa: str | None = None,
         precision: str | None = None,
@@ -217,7 +225,7 @@ class Model:
         profile: bool = False,
         adapters: Iterable[AdapterLike] = (),
     ) -> None:
-        for name, value in (("device", device), ("isa", isa), ("precision", precision)):
+        for name, value in (("isa", isa), ("precision", precision)):
             if value is not None and not isinstance(value, str):
                 raise ArgumentError(f"{name} must be a str, not {value!r}")
         num_threads = 0 if threads is None else require_integer("threads", threads, 1, 2**31 - 1)
@@ -230,7 +238,7 @@ class Model:
         self._adapters = read_adapters(adapters)
         self._core = _core.Model(
             self.path,
-            device,
+            read_devices(device),
             isa,
             precision,
             num_threads,
@@ -241,6 +249,7 @@ class Model:
                 (os.fsencode(each.file), tuple(each.modules), tuple(each.modules.values()))
                 for each in self._adapters
             ),
+            gpu_memory=read_limits(gpu_memory),
         )
         if verify:
             self._core.verify(progress)
@@ -275,8 +284,13 @@ class Model:
 
     @property
     def device(self) -> str:
-        """ "cpu", or the name of the GPU."""
+        """ "cpu", or the name of the GPU; of several, or a GPU and the CPU, joined by " + "."""
         return self._core.device
+
+    @property
+    def placement(self) -> tuple[Share, ...]:
+        """What each device has of the model. Print the items to read it."""
+        return tuple(Share(*each) for each in self._core.shares())
 
     @property
     def isa(self) -> str:
@@ -376,7 +390,8 @@ class Model:
 
     def memory(self) -> dict[str, int]:
         """Bytes by category: "mapped" from files, shared with other processes; "read" from files
-        into memory; "heap", tables and scratch. Generator.memory counts the caches."""
+        into memory; "heap", tables, scratch and activations; "device", all that is on GPUs,
+        caches of Generators included. Generator.memory counts those caches by themselves."""
         return self._core.memory()
 
     def profile(self) -> Profile:

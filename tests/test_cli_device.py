@@ -114,6 +114,23 @@ def test_generate_on_a_device(cli: Any) -> None:  # noqa: F811
 
 
 @needs_vulkan
+def test_several_devices_and_a_limit(cli: Any, quick: None) -> None:  # noqa: F811
+    options = ("--max-tokens", "3", "--temperature", "0")
+    expected = cli("generate", "Once", *options)
+    two, limit = ("--device", "vulkan:0,vulkan:0"), ("--gpu-memory", "60MB")
+    for how in (two, (*two, "--gpu-memory", "50MB,60MB"), ("--device", "vulkan", *limit)):
+        assert cli("generate", "Once", *options, *how) == expected
+    code, out, _ = cli("doctor", "--device", "vulkan", *limit, "--precision", "fp32", "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["comparisons"][0]["device"].endswith(" + cpu")
+    code, _, err = cli("doctor", *limit)
+    assert code == 2 and "--gpu-memory" in err
+    for verb in (("generate", "x"), ("chat",), ("bench",), ("perplexity", __file__)):
+        code, _, err = cli(*verb, "--device", "vulkan", "--gpu-memory", "1MB")
+        assert code == 1 and "no room for one layer" in err and len(err.splitlines()) == 1
+
+
+@needs_vulkan
 def test_bench_on_a_device(cli: Any, make_directory: Any) -> None:  # noqa: F811
     directory = make_directory(Spec())
     tests = (directory, "--prompt", "9", "--generate", "2", "--repeat", "1", "--profile")

@@ -210,7 +210,9 @@ def test_generators_on_several_threads(model: gptoss.Model) -> None:
 
     def work(n: int) -> None:
         for _ in range(3):
-            results[n] = start(model, tokens[n]).logits.copy()
+            generator = start(model, tokens[n])
+            results[n] = generator.logits.copy()
+            generator.fork().kv(n % 2)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
     for thread in threads:
@@ -354,6 +356,26 @@ except gptoss.UnsupportedError as error:
     assert "driver" in done.stdout and "device='cpu'" in done.stdout
 
 
+# ---- memory ----
+
+
+def test_memory_on_the_device_is_counted(path: Path, reference: gptoss.Model) -> None:
+    assert reference.memory()["device"] == 0
+    with gptoss.Model(path, device="vulkan") as model:
+        weights = model.memory()["device"]
+        assert weights >= sum(info.num_bytes for _, info in model.tensors._entries.values())
+        generator = start(model, [1, 2, 3])
+        used = model.memory()["device"]
+        row_bytes = 2 * 2 * SPEC.num_kv_heads * SPEC.head_dim * SPEC.num_layers
+        fork = generator.fork()
+        assert model.memory()["device"] == used + 256 * row_bytes > weights + 256 * row_bytes
+        del fork, generator
+        gc.collect()
+        assert model.memory()["device"] == used - 256 * row_bytes
+        heap = model.memory()["heap"]
+        assert 0 < heap < 10_000_000
+
+
 # ---- validation ----
 
 VALIDATED = """
@@ -366,10 +388,14 @@ from test_adapters import write_adapter
 rng, root = np.random.default_rng(0), pathlib.Path(ROOT)
 GPT2 = dense_models.Gpt2(num_layers=1, max_positions=300)
 paths = [
-    models.write_model(root / "moe", models.Spec(num_layers=1), rng),
+    models.write_model(root / "moe", models.Spec(num_layers=2), rng),
     dense_models.write_hf(root / "llama", dense_models.Llama(num_layers=1), rng, "BF16"),
     dense_models.write_gguf(root / "gpt2.gguf", GPT2, rng, "Q8_0"),
 ]
+try:
+    gptoss.Model(paths[0], device="vulkan", gpu_memory=1)
+except gptoss.OutOfMemoryError as error:
+    LIMIT = int(error.expected.split()[0])
 tensors = gptoss.Model(paths[1]).tensors
 modules = {name[:-7]: tensors[name].shape for name in tensors if "_proj" in name}
 adapter = write_adapter(root / "adapter", modules)
@@ -392,6 +418,16 @@ for path, adapters in [*((path, []) for path in paths), (paths[1], [adapter, ada
             generator._core.run_ahead(3, 8, temperature, 0.1, 5)
             while (token := generator._core.next_ahead) is not None:
                 generator.step(token)
+for how in ({"device": "vulkan,vulkan"}, {"device": "vulkan", "gpu_memory": LIMIT}):
+    with gptoss.Model(paths[0], **how) as model:  # layers, and experts, apart
+        generator = open_generator(model, 300)
+        generator.capture("*")
+        generator.prefill(range(12))
+        generator.capture()
+        generator.step(3)
+        generator.fork().kv(0)
+        gptoss.forward([generator, open_generator(model, 9)], [[1], [2, 3]])
+        assert len(model.placement) == 2
 for failing in range(FIRST, 500, STEP):  # what was made before memory ran out is given back
     _core.fail_allocation(failing)
     try:

@@ -171,10 +171,11 @@ static enum gptoss_status cpu_run_tasks(struct gptoss_backend *base, gptoss_host
 
 /* ---- buffers ---- */
 
-static enum gptoss_status cpu_buffer_create(struct gptoss_backend *base, uint64_t num_bytes,
-                                            struct gptoss_buffer **buffer_out,
+static enum gptoss_status cpu_buffer_create(struct gptoss_backend *base, int64_t max_rows,
+                                            uint64_t row_bytes, struct gptoss_buffer **buffer_out,
                                             struct gptoss_error *error) {
-    (void)base;
+    struct gptoss_cpu_backend *backend = (struct gptoss_cpu_backend *)base;
+    uint64_t num_bytes = (uint64_t)max_rows * row_bytes;
     *buffer_out = NULL;
     struct gptoss_buffer *buffer = gptoss_allocate(1, sizeof *buffer);
     void *memory = gptoss_allocate(num_bytes, 1);
@@ -183,22 +184,36 @@ static enum gptoss_status cpu_buffer_create(struct gptoss_backend *base, uint64_
         gptoss_free(memory);
         return gptoss_error_memory(error, num_bytes, "activations");
     }
-    *buffer = (struct gptoss_buffer){.memory = memory, .num_bytes = num_bytes};
+    *buffer = (struct gptoss_buffer){memory, num_bytes, row_bytes};
+    backend->buffer_bytes += num_bytes;
     *buffer_out = buffer;
     return GPTOSS_OK;
 }
 
 static void cpu_buffer_release(struct gptoss_backend *base, struct gptoss_buffer *buffer) {
-    (void)base;
     if (buffer == NULL)
         return;
+    ((struct gptoss_cpu_backend *)base)->buffer_bytes -= buffer->num_bytes;
     gptoss_free(buffer->memory);
     gptoss_free(buffer);
 }
 
-static const void *cpu_buffer_read(struct gptoss_backend *base, struct gptoss_buffer *buffer) {
+static enum gptoss_status cpu_buffer_read(struct gptoss_backend *base,
+                                          struct gptoss_buffer *const *buffers, int num_buffers,
+                                          int64_t num_rows, const void **contents_out) {
     (void)base;
-    return buffer->memory;
+    (void)num_rows;
+    for (int i = 0; i < num_buffers; ++i)
+        contents_out[i] = buffers[i]->memory;
+    return GPTOSS_OK;
+}
+
+static enum gptoss_status cpu_buffer_write(struct gptoss_backend *base,
+                                           struct gptoss_buffer *buffer, int64_t num_rows,
+                                           const void *contents) {
+    (void)base;
+    memcpy(buffer->memory, contents, (uint64_t)num_rows * buffer->row_bytes);
+    return GPTOSS_OK;
 }
 
 /* ---- life ---- */
@@ -226,7 +241,7 @@ static void cpu_release(struct gptoss_backend *base) {
 static uint64_t cpu_memory(const struct gptoss_backend *base) {
     const struct gptoss_cpu_backend *backend = (const struct gptoss_cpu_backend *)base;
     uint64_t num_bytes = sizeof *backend + backend->packed.num_bytes + backend->decoded.num_bytes;
-    num_bytes += backend->grouping.num_bytes + backend->low_rank.num_bytes;
+    num_bytes += backend->grouping.num_bytes + backend->low_rank.num_bytes + backend->buffer_bytes;
     for (int i = 0; i < backend->num_threads; ++i)
         num_bytes += backend->thread_scratch[i].num_bytes;
     return num_bytes;
@@ -238,6 +253,7 @@ static const struct gptoss_backend_operations cpu_operations = {
     .buffer_create = cpu_buffer_create,
     .buffer_release = cpu_buffer_release,
     .buffer_read = cpu_buffer_read,
+    .buffer_write = cpu_buffer_write,
     .cache_create = gptoss_cpu_cache_create,
     .cache_release = gptoss_cpu_cache_release,
     .cache_view = gptoss_cpu_cache_view,

@@ -42,11 +42,12 @@ struct gptoss_cpu_backend {
     struct gptoss_scratch decoded;         /* a norm's gain and bias in float32 */
     struct gptoss_scratch grouping;        /* tokens by expert */
     struct gptoss_scratch low_rank;        /* terms of adapters */
+    _Atomic uint64_t buffer_bytes;
 };
 
 struct gptoss_buffer {
     void *memory;
-    uint64_t num_bytes;
+    uint64_t num_bytes, row_bytes;
 };
 
 static inline float *gptoss_buffer_floats(const struct gptoss_buffer *buffer) {

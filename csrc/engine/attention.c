@@ -16,6 +16,7 @@ static enum gptoss_status project(struct gptoss_model *model, const struct gptos
     GPTOSS_TRY(run->norm_linear(
         backend, table,
         &(struct gptoss_norm_linear){
+            .layer = layer,
             .x = work->residual,
             .normed = work->normed,
             .norm = gptoss_pass_norm(config, &weights->norm, &weights->norm_bias),
@@ -75,6 +76,7 @@ enum gptoss_status gptoss_attend(struct gptoss_model *model, const struct gptoss
 
     GPTOSS_TRY(run->linear_residual(backend, table,
                                     &(struct gptoss_linear_residual){
+                                        .layer = layer,
                                         .x = work->attention,
                                         .residual = work->residual,
                                         .weight = &weights->output,

@@ -29,6 +29,7 @@ enum gptoss_status gptoss_dense_mlp(struct gptoss_model *model, const struct gpt
     GPTOSS_TRY(run->mlp_up(
         backend, table,
         &(struct gptoss_mlp_up){
+            .layer = index,
             .x = work->residual,
             .normed = work->normed,
             .norm = gptoss_pass_norm(model->config, &layer->mlp_norm, &layer->mlp_norm_bias),
@@ -43,6 +44,7 @@ enum gptoss_status gptoss_dense_mlp(struct gptoss_model *model, const struct gpt
     bool output = gptoss_pass_wants(model, pass, index, GPTOSS_TAP_MLP_OUTPUT);
     GPTOSS_TRY(run->linear_residual(backend, table,
                                     &(struct gptoss_linear_residual){
+                                        .layer = index,
                                         .x = work->activated,
                                         .residual = work->residual,
                                         .weight = &layer->down,

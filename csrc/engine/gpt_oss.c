@@ -16,6 +16,7 @@ static enum gptoss_status mix_experts(struct gptoss_model *model, const struct g
 
     GPTOSS_TRY(run->route(backend, table,
                           &(struct gptoss_route){
+                              .layer = index,
                               .x = work->residual,
                               .normed = work->normed,
                               .norm = {.gain = &layer->mlp_norm, .epsilon = config->rms_norm_eps},
@@ -33,6 +34,7 @@ static enum gptoss_status mix_experts(struct gptoss_model *model, const struct g
 
     GPTOSS_TRY(run->expert_gate_up(backend, table,
                                    &(struct gptoss_expert_gate_up){
+                                       .layer = index,
                                        .x = work->normed,
                                        .experts = work->experts,
                                        .num_chosen = config->experts_per_token,
@@ -46,6 +48,7 @@ static enum gptoss_status mix_experts(struct gptoss_model *model, const struct g
                                    }));
     GPTOSS_TRY(run->expert_down(backend, table,
                                 &(struct gptoss_expert_down){
+                                    .layer = index,
                                     .x = work->activated,
                                     .experts = work->experts,
                                     .weights = work->expert_weights,

@@ -6,8 +6,10 @@
 #include <string.h>
 
 #include "cpu/bf16_units.h"
+#include "engine/placement.h"
 #include "numeric/dtype.h"
 #include "platform/allocator.h"
+#include "split/split.h"
 #include "status.h"
 #include "vulkan/vulkan.h"
 
@@ -111,14 +113,21 @@ static enum gptoss_status choose_bf16(struct gptoss_model *model, const char *is
     return GPTOSS_ERROR_UNSUPPORTED;
 }
 
-static enum gptoss_status create_vulkan_backend(struct gptoss_model *model,
-                                                const struct gptoss_model_options *options,
-                                                const char *which, struct gptoss_error *error) {
+/* What no GPU does. */
+static enum gptoss_status check_gpu_options(const struct gptoss_model_options *options,
+                                            struct gptoss_error *error) {
     if (options->isa != NULL)
         return gptoss_error_set(error, GPTOSS_ERROR_ARGUMENT,
                                 "isa '%s' is for device='cpu'; a GPU has no choice of it",
                                 options->isa);
-    GPTOSS_TRY(gptoss_vulkan_backend_create(which, options->precision, model->num_threads,
+    return GPTOSS_OK;
+}
+
+static enum gptoss_status create_vulkan_backend(struct gptoss_model *model,
+                                                const struct gptoss_model_options *options,
+                                                const char *which, struct gptoss_error *error) {
+    GPTOSS_TRY(check_gpu_options(options, error));
+    GPTOSS_TRY(gptoss_vulkan_backend_create(which, options->precision, model->num_threads, 0,
                                             options->profile, &model->backend, error));
     model->device = gptoss_vulkan_backend_device(model->backend);
     model->isa = "vulkan";
@@ -156,6 +165,10 @@ static enum gptoss_status create_backend(struct gptoss_model *model,
         return GPTOSS_ERROR_ARGUMENT;
     }
     model->num_threads = options->num_threads > 0 ? options->num_threads : gptoss_usable_cores();
+    if (gptoss_placement_is_asked(options)) {
+        GPTOSS_TRY(check_gpu_options(options, error));
+        return gptoss_placement_open(model, options, error);
+    }
     if (options->device == NULL || strcmp(options->device, "cpu") == 0)
         return create_cpu_backend(model, options, error);
     if (strcmp(options->device, "vulkan") == 0)
@@ -163,6 +176,18 @@ static enum gptoss_status create_backend(struct gptoss_model *model,
     if (strncmp(options->device, "vulkan:", 7) == 0)
         return create_vulkan_backend(model, options, options->device + 7, error);
     return check_choice("device", options->device, "cpu", "vulkan", error);
+}
+
+/* Known once the weights are placed: a device that got none is not among them. */
+static void name_devices(struct gptoss_model *model) {
+    size_t length = 0, size = sizeof model->devices;
+    for (int i = 0; i < gptoss_split_num_shares(model->split) && length < size; ++i) {
+        struct gptoss_share share;
+        gptoss_split_share(model->split, i, &share);
+        length += (size_t)snprintf(model->devices + length, size - length, "%s%s",
+                                   i > 0 ? " + " : "", share.device);
+    }
+    model->device = model->devices;
 }
 
 enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model_options *options,
@@ -197,6 +222,8 @@ enum gptoss_status gptoss_model_open(const char *path, const struct gptoss_model
     status = gptoss_pass_load(model, options->poll, options->poll_user, error);
     if (status != GPTOSS_OK)
         goto cleanup;
+    if (model->split != NULL)
+        name_devices(model);
     if (options->profile)
         status = gptoss_profiler_create(model->config->num_experts, &model->backend,
                                         &model->profiler, error);
@@ -254,6 +281,20 @@ const struct gptoss_config *gptoss_model_config(const struct gptoss_model *model
 const char *gptoss_model_device(const struct gptoss_model *model) {
     return model->device;
 }
+size_t gptoss_model_num_shares(const struct gptoss_model *model) {
+    return model->split != NULL ? (size_t)gptoss_split_num_shares(model->split) : 1;
+}
+void gptoss_model_share(const struct gptoss_model *model, size_t index,
+                        struct gptoss_share *share_out) {
+    if (model->split != NULL) {
+        gptoss_split_share(model->split, (int)index, share_out);
+        return;
+    }
+    const struct gptoss_backend_operations *operations = model->backend->operations;
+    *share_out = (struct gptoss_share){.device = model->device, .holds = "the whole model"};
+    if (operations->load_bytes != NULL)
+        share_out->weight_bytes = operations->load_bytes(model->backend);
+}
 const char *gptoss_model_isa(const struct gptoss_model *model) {
     return model->isa;
 }
@@ -293,6 +334,8 @@ void gptoss_model_memory(const struct gptoss_model *model, struct gptoss_model_m
     memory_out->heap_bytes +=
         (uint64_t)model->max_batch_logits * (uint64_t)model->config->vocab_size * sizeof(float);
     memory_out->heap_bytes += model->backend->operations->memory(model->backend);
+    if (model->backend->operations->device_memory != NULL)
+        memory_out->device_bytes = model->backend->operations->device_memory(model->backend);
 }
 
 size_t gptoss_model_num_profile_entries(const struct gptoss_model *model) {

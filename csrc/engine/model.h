@@ -19,8 +19,10 @@ struct gptoss_model {
     struct gptoss_checkpoint *checkpoint;
     const struct gptoss_config *config;
     struct gptoss_backend *backend;
-    struct gptoss_profiler *profiler; /* in front of the back end, which owns it; or NULL */
+    struct gptoss_profiler *profiler;   /* in front of the back end, which owns it; or NULL */
+    const struct gptoss_backend *split; /* the back end, if several devices share the model */
     const char *device, *isa, *precision;
+    char devices[512]; /* their names, where device is of several */
     int num_threads;
     const struct gptoss_family *family; /* NULL until the configuration is read */
     struct gptoss_vector rope_divisors; /* [head_dim / 2] of a file that has them */

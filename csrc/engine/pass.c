@@ -50,12 +50,10 @@ static enum gptoss_status workspace_reserve(struct gptoss_model *model, int64_t 
         {&workspace->mlp_output, hidden},
     };
     enum gptoss_status status = GPTOSS_OK;
-    uint64_t num_bytes = 0;
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0] && status == GPTOSS_OK; ++i) {
-        uint64_t buffer_bytes = (uint64_t)(num_rows * buffers[i].row_size) * sizeof(float);
-        status =
-            backend->operations->buffer_create(backend, buffer_bytes, buffers[i].buffer, error);
-        num_bytes += buffer_bytes;
+        uint64_t row_bytes = (uint64_t)buffers[i].row_size * sizeof(float);
+        status = backend->operations->buffer_create(backend, num_rows, row_bytes, buffers[i].buffer,
+                                                    error);
     }
     size_t num_angles = (size_t)(num_rows * model->rope.half);
     workspace->cosine = gptoss_allocate(num_angles, sizeof(float));
@@ -67,7 +65,7 @@ static enum gptoss_status workspace_reserve(struct gptoss_model *model, int64_t 
         return status;
     }
     workspace->max_rows = num_rows;
-    workspace->num_bytes = num_bytes + 2 * num_angles * sizeof(float);
+    workspace->num_bytes = 2 * num_angles * sizeof(float);
     return GPTOSS_OK;
 }
 
@@ -88,9 +86,11 @@ static void keep_index(struct gptoss_model *model, const struct gptoss_pass *pas
     struct gptoss_tap tap;
     gptoss_tap_describe(model->config, index, &tap);
     uint64_t row_bytes = gptoss_tap_row_bytes(&tap);
-    const uint8_t *from = model->backend->operations->buffer_read(model->backend, buffer);
-    if (from == NULL)
+    const void *contents;
+    if (model->backend->operations->buffer_read(model->backend, &buffer, 1, pass->num_rows,
+                                                &contents) != GPTOSS_OK)
         return;
+    const uint8_t *from = contents;
     for (int64_t row = 0, end; row < pass->num_rows; row = end) {
         int32_t slot = pass->rows[row].slot;
         for (end = row + 1; end < pass->num_rows && pass->rows[end].slot == slot;)
@@ -221,7 +221,18 @@ enum gptoss_status gptoss_pass_run(struct gptoss_model *model, const struct gpto
                          work->sine + row * model->rope.half);
     struct gptoss_row_table table = {pass->rows,   pass->num_rows, pass->caches,
                                      work->cosine, work->sine,     model->rope.half};
-    return explain(model, model->family->forward(model, pass, &table), pass->num_rows, error);
+    const struct gptoss_backend_operations *operations = model->backend->operations;
+    enum gptoss_status status = GPTOSS_OK;
+    if (operations->take_rows != NULL)
+        status = operations->take_rows(model->backend, &table);
+    if (status == GPTOSS_OK)
+        status = model->family->forward(model, pass, &table);
+    status = explain(model, status, pass->num_rows, error);
+    /* Buffers that are made at their first use may have taken all there was: fewer rows have room
+     * again. */
+    if (status == GPTOSS_ERROR_MEMORY)
+        gptoss_workspace_clear(model->backend, work);
+    return status;
 }
 
 enum gptoss_status gptoss_pass_load(struct gptoss_model *model, gptoss_poll_fn poll, void *user,
@@ -235,8 +246,10 @@ enum gptoss_status gptoss_pass_load(struct gptoss_model *model, gptoss_poll_fn p
     const struct gptoss_pass pass = {
         .rows = &row, .num_rows = 1, .num_slots = 1, .num_logits_rows = 1, .logits_out = &unused};
     operations->load_begin(model->backend);
-    enum gptoss_status status = gptoss_pass_run(model, &pass, error);
-    if (status != GPTOSS_OK)
-        return status;
+    GPTOSS_TRY(gptoss_pass_run(model, &pass, error));
+    if (operations->place != NULL) {
+        GPTOSS_TRY(operations->place(model->backend, model->config->max_positions, error));
+        GPTOSS_TRY(gptoss_pass_run(model, &pass, error));
+    }
     return operations->load_end(model->backend, poll, user, error);
 }

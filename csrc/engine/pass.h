@@ -22,7 +22,7 @@ struct gptoss_workspace {
     float *cosine, *sine;                 /* [rows][head_dim / 2] */
     struct gptoss_norm final_norm;        /* of the last pass, as its unembedding */
     const struct gptoss_weight *unembedding;
-    uint64_t num_bytes;
+    uint64_t num_bytes; /* of cosine and sine; the back end counts the buffers */
 };
 void gptoss_workspace_clear(struct gptoss_backend *backend, struct gptoss_workspace *workspace);
 

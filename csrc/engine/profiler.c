@@ -165,10 +165,12 @@ static void add_products(struct work *work, const struct gptoss_weight *weight,
 static uint64_t count_experts(struct gptoss_profiler *profiler,
                               const struct gptoss_row_table *table, struct gptoss_buffer *buffer,
                               int32_t num_chosen) {
-    const int32_t *experts = profiler->inner->operations->buffer_read(profiler->inner, buffer);
+    const void *contents;
     uint64_t count = 0;
-    if (experts == NULL)
+    if (profiler->inner->operations->buffer_read(profiler->inner, &buffer, 1, table->num_rows,
+                                                 &contents) != GPTOSS_OK)
         return 0;
+    const int32_t *experts = contents;
     memset(profiler->is_chosen, 0, (size_t)profiler->num_experts * sizeof(bool));
     for (int64_t i = 0; i < table->num_rows * num_chosen; ++i) {
         if (experts[i] < 0 || experts[i] >= profiler->num_experts)
@@ -353,6 +355,12 @@ static enum gptoss_status profile_end(struct gptoss_backend *base, struct gptoss
     return profiler->inner->operations->end(profiler->inner, error);
 }
 
+static enum gptoss_status forward_take_rows(struct gptoss_backend *base,
+                                            const struct gptoss_row_table *table) {
+    struct gptoss_backend *inner = profiler_of(base)->inner;
+    return inner->operations->take_rows(inner, table);
+}
+
 static void forward_progress(struct gptoss_backend *base, uint64_t done, uint64_t total) {
     struct gptoss_backend *inner = profiler_of(base)->inner;
     inner->operations->progress(inner, done, total);
@@ -373,11 +381,12 @@ static enum gptoss_status forward_run_tasks(struct gptoss_backend *base,
 
 /* ---- memory ---- */
 
-static enum gptoss_status forward_buffer_create(struct gptoss_backend *base, uint64_t num_bytes,
+static enum gptoss_status forward_buffer_create(struct gptoss_backend *base, int64_t max_rows,
+                                                uint64_t row_bytes,
                                                 struct gptoss_buffer **buffer_out,
                                                 struct gptoss_error *error) {
     struct gptoss_backend *inner = profiler_of(base)->inner;
-    return inner->operations->buffer_create(inner, num_bytes, buffer_out, error);
+    return inner->operations->buffer_create(inner, max_rows, row_bytes, buffer_out, error);
 }
 
 static void forward_buffer_release(struct gptoss_backend *base, struct gptoss_buffer *buffer) {
@@ -385,9 +394,11 @@ static void forward_buffer_release(struct gptoss_backend *base, struct gptoss_bu
     inner->operations->buffer_release(inner, buffer);
 }
 
-static const void *forward_buffer_read(struct gptoss_backend *base, struct gptoss_buffer *buffer) {
+static enum gptoss_status forward_buffer_read(struct gptoss_backend *base,
+                                              struct gptoss_buffer *const *buffers, int num_buffers,
+                                              int64_t num_rows, const void **contents_out) {
     struct gptoss_backend *inner = profiler_of(base)->inner;
-    return inner->operations->buffer_read(inner, buffer);
+    return inner->operations->buffer_read(inner, buffers, num_buffers, num_rows, contents_out);
 }
 
 static bool forward_explain(struct gptoss_backend *base, enum gptoss_status status,
@@ -429,6 +440,16 @@ static uint64_t profiler_memory(const struct gptoss_backend *base) {
     const struct gptoss_profiler *profiler = (const struct gptoss_profiler *)base;
     uint64_t num_bytes = sizeof *profiler + (uint64_t)profiler->num_experts * sizeof(bool);
     return num_bytes + profiler->inner->operations->memory(profiler->inner);
+}
+
+static uint64_t profiler_device_memory(const struct gptoss_backend *base) {
+    const struct gptoss_backend *inner = ((const struct gptoss_profiler *)base)->inner;
+    return inner->operations->device_memory(inner);
+}
+
+static uint64_t forward_load_bytes(const struct gptoss_backend *base) {
+    const struct gptoss_backend *inner = ((const struct gptoss_profiler *)base)->inner;
+    return inner->operations->load_bytes(inner);
 }
 
 static const struct gptoss_backend_operations profiler_operations = {
@@ -474,6 +495,12 @@ enum gptoss_status gptoss_profiler_create(int32_t num_experts, struct gptoss_bac
     profiler->operations.cache_copy = (*backend)->operations->cache_copy;
     if ((*backend)->operations->explain != NULL)
         profiler->operations.explain = forward_explain;
+    if ((*backend)->operations->load_bytes != NULL)
+        profiler->operations.load_bytes = forward_load_bytes;
+    if ((*backend)->operations->device_memory != NULL)
+        profiler->operations.device_memory = profiler_device_memory;
+    if ((*backend)->operations->take_rows != NULL)
+        profiler->operations.take_rows = forward_take_rows;
     if ((*backend)->operations->cache_fetch != NULL)
         profiler->operations.cache_fetch = forward_cache_fetch;
     profiler->base.operations = &profiler->operations;

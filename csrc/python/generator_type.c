@@ -386,7 +386,11 @@ static PyObject *view_kv(PyObject *self, PyObject *argument) {
     PyObject *result = NULL;
     if (layer < 0 || layer > INT32_MAX)
         layer = INT32_MAX;
-    if (gptoss_generator_kv(generator, (int32_t)layer, &kv, &error) != GPTOSS_OK) {
+    /* A GPU's rows are read back at its turn, which a pass has whose callback wants the GIL. */
+    PyThreadState *thread = PyEval_SaveThread();
+    enum gptoss_status status = gptoss_generator_kv(generator, (int32_t)layer, &kv, &error);
+    PyEval_RestoreThread(thread);
+    if (status != GPTOSS_OK) {
         gptoss_python_raise(&error);
     } else {
         const struct gptoss_config *config = gptoss_model_config(gptoss_generator_model(generator));

@@ -18,16 +18,37 @@ struct gptoss_python_owner *gptoss_python_model_owner(PyObject *self) {
     return owner;
 }
 
+#define MAX_LIMITS 64
+
+/* A tuple of byte counts, or NULL. */
+static bool read_limits(PyObject *tuple, uint64_t *limits_out, size_t *num_out) {
+    Py_ssize_t count = tuple != NULL ? PyTuple_Size(tuple) : 0;
+    if (count > MAX_LIMITS) {
+        gptoss_python_raise_as("ArgumentError", "gpu_memory has %zd numbers, which is too many",
+                               count);
+        return false;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        limits_out[i] = PyLong_AsUnsignedLongLong(PyTuple_GetItem(tuple, i));
+        if (PyErr_Occurred())
+            return false;
+    }
+    *num_out = (size_t)count;
+    return true;
+}
+
 static PyObject *new_model(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"path",       "device",   "isa",     "precision", "threads",
-                            "read_files", "progress", "profile", "adapters",  NULL};
-    PyObject *path, *progress = NULL, *tuple = NULL;
+    static char *names[] = {"path",     "device",     "isa",      "precision",
+                            "threads",  "read_files", "progress", "profile",
+                            "adapters", "gpu_memory", NULL};
+    PyObject *path, *progress = NULL, *tuple = NULL, *limits = NULL;
+    uint64_t gpu_memory[MAX_LIMITS];
     struct gptoss_model_options options = {.poll = gptoss_python_poll};
     int read_files = 0, profile = 0;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O&|zzzipOpO!:Model", names,
-                                     PyUnicode_FSConverter, &path, &options.device, &options.isa,
-                                     &options.precision, &options.num_threads, &read_files,
-                                     &progress, &profile, &PyTuple_Type, &tuple)) {
+    if (!PyArg_ParseTupleAndKeywords(
+            arguments, keywords, "O&|zzzipOpO!O!:Model", names, PyUnicode_FSConverter, &path,
+            &options.device, &options.isa, &options.precision, &options.num_threads, &read_files,
+            &progress, &profile, &PyTuple_Type, &tuple, &PyTuple_Type, &limits)) {
         return NULL;
     }
     struct gptoss_python_call call;
@@ -35,8 +56,10 @@ static PyObject *new_model(PyTypeObject *type, PyObject *arguments, PyObject *ke
     struct gptoss_model *model = NULL;
     struct model_object *self = NULL;
     struct gptoss_python_adapters adapters;
-    if (!gptoss_python_adapters(tuple, &adapters) || !gptoss_python_progress(progress, &progress))
+    if (!gptoss_python_adapters(tuple, &adapters) || !gptoss_python_progress(progress, &progress) ||
+        !read_limits(limits, gpu_memory, &options.num_gpu_memory))
         goto cleanup;
+    options.gpu_memory = gpu_memory;
     options.adapters = adapters.items;
     options.num_adapters = adapters.count;
     options.read_files = read_files != 0;
@@ -306,9 +329,32 @@ static PyObject *get_memory(PyObject *self, PyObject *unused) {
     struct gptoss_model_memory memory;
     gptoss_model_memory(owner->model, &memory);
     gptoss_python_owner_release(owner);
-    return Py_BuildValue("{s:K,s:K,s:K}", "mapped", (unsigned long long)memory.mapped_bytes, "read",
-                         (unsigned long long)memory.read_bytes, "heap",
-                         (unsigned long long)memory.heap_bytes);
+    return Py_BuildValue("{s:K,s:K,s:K,s:K}", "mapped", (unsigned long long)memory.mapped_bytes,
+                         "read", (unsigned long long)memory.read_bytes, "heap",
+                         (unsigned long long)memory.heap_bytes, "device",
+                         (unsigned long long)memory.device_bytes);
+}
+
+/* shares() -> [(device, holds, weight_bytes, cache_bytes, activation_bytes), ...] */
+static PyObject *list_shares(PyObject *self, PyObject *unused) {
+    (void)unused;
+    struct gptoss_python_owner *owner = gptoss_python_model_owner(self);
+    if (owner == NULL)
+        return NULL;
+    size_t count = gptoss_model_num_shares(owner->model);
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list != NULL && i < count; i++) {
+        struct gptoss_share share;
+        gptoss_model_share(owner->model, i, &share);
+        PyObject *item = Py_BuildValue("(NsKKK)", gptoss_python_text(share.device), share.holds,
+                                       (unsigned long long)share.weight_bytes,
+                                       (unsigned long long)share.cache_bytes,
+                                       (unsigned long long)share.activation_bytes);
+        if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) != 0)
+            Py_CLEAR(list);
+    }
+    gptoss_python_owner_release(owner);
+    return list;
 }
 
 /* profile() -> [(name, calls, nanoseconds, rows, weight_bytes, kv_bytes, flops), ...], empty
@@ -424,6 +470,7 @@ static PyMethodDef methods[] = {
     {"decode_expert", decode_expert, METH_VARARGS, NULL},
     {"verify", verify, METH_O, NULL},
     {"memory", get_memory, METH_NOARGS, NULL},
+    {"shares", list_shares, METH_NOARGS, NULL},
     {"profile", get_profile, METH_NOARGS, NULL},
     {"reset_profile", reset_profile, METH_NOARGS, NULL},
     {"taps", list_taps, METH_NOARGS, NULL},

@@ -54,10 +54,12 @@ enum gptoss_status gptoss_vulkan_reserve_readback(struct gptoss_vulkan_backend *
                                        &backend->error);
 }
 
-static enum gptoss_status vulkan_buffer_create(struct gptoss_backend *base, uint64_t num_bytes,
+static enum gptoss_status vulkan_buffer_create(struct gptoss_backend *base, int64_t max_rows,
+                                               uint64_t row_bytes,
                                                struct gptoss_buffer **buffer_out,
                                                struct gptoss_error *error) {
     struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
+    uint64_t num_bytes = (uint64_t)max_rows * row_bytes;
     *buffer_out = NULL;
     struct gptoss_buffer *buffer = gptoss_allocate(1, sizeof *buffer);
     if (buffer == NULL)
@@ -69,6 +71,7 @@ static enum gptoss_status vulkan_buffer_create(struct gptoss_backend *base, uint
         gptoss_free(buffer);
         return status;
     }
+    buffer->row_bytes = row_bytes;
     *buffer_out = buffer;
     return GPTOSS_OK;
 }
@@ -78,35 +81,76 @@ static void vulkan_buffer_release(struct gptoss_backend *base, struct gptoss_buf
         return;
     struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
     if (gptoss_vulkan_is_ours(backend)) {
-        gptoss_vulkan_flush(backend);
+        gptoss_vulkan_flush(backend); /* not of a pass that failed */
+        gptoss_vulkan_wait(&backend->queue, NULL, NULL, NULL);
         gptoss_vulkan_forget(&backend->queue);
         backend->norm_of = NULL;
         gptoss_vulkan_memory_release(&backend->device, &buffer->memory);
     }
-    gptoss_free(buffer->host);
     gptoss_free(buffer);
 }
 
 static enum gptoss_status read_back(struct gptoss_vulkan_backend *backend,
-                                    struct gptoss_buffer *buffer) {
-    uint64_t num_bytes = buffer->memory.num_bytes;
-    GPTOSS_TRY(gptoss_vulkan_settle_norm(backend, buffer));
-    GPTOSS_TRY(gptoss_vulkan_reserve_readback(backend, num_bytes));
-    GPTOSS_TRY(gptoss_vulkan_list_copy(&backend->queue, &buffer->memory, 0, &backend->readback, 0,
-                                       num_bytes, false));
-    GPTOSS_TRY(gptoss_vulkan_flush(backend));
-    if (buffer->host == NULL)
-        buffer->host = gptoss_allocate(num_bytes, 1);
-    if (buffer->host == NULL)
-        return GPTOSS_ERROR_MEMORY;
-    memcpy(buffer->host, backend->readback.host, num_bytes);
-    return GPTOSS_OK;
+                                    struct gptoss_buffer *const *buffers, int num_buffers,
+                                    int64_t num_rows, const void **contents_out) {
+    uint64_t total = 0, offset = 0;
+    for (int i = 0; i < num_buffers; ++i) {
+        GPTOSS_TRY(gptoss_vulkan_settle_norm(backend, buffers[i]));
+        total += (uint64_t)num_rows * buffers[i]->row_bytes;
+    }
+    GPTOSS_TRY(gptoss_vulkan_reserve_readback(backend, total));
+    for (int i = 0; i < num_buffers; ++i) {
+        uint64_t num_bytes = (uint64_t)num_rows * buffers[i]->row_bytes;
+        contents_out[i] = (const uint8_t *)backend->readback.host + offset;
+        GPTOSS_TRY(gptoss_vulkan_list_copy(&backend->queue, &buffers[i]->memory, 0,
+                                           &backend->readback, offset, num_bytes, i > 0));
+        offset += num_bytes;
+    }
+    return gptoss_vulkan_flush(backend);
 }
 
-static const void *vulkan_buffer_read(struct gptoss_backend *base, struct gptoss_buffer *buffer) {
+static enum gptoss_status vulkan_buffer_read(struct gptoss_backend *base,
+                                             struct gptoss_buffer *const *buffers, int num_buffers,
+                                             int64_t num_rows, const void **contents_out) {
     struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
-    backend->failed = read_back(backend, buffer);
-    return backend->failed == GPTOSS_OK ? buffer->host : NULL;
+    backend->failed = read_back(backend, buffers, num_buffers, num_rows, contents_out);
+    return backend->failed;
+}
+
+/* Room for num_bytes behind what is in the upload memory; that is free again once the list has
+ * run. */
+static enum gptoss_status reserve_upload(struct gptoss_vulkan_backend *backend,
+                                         uint64_t num_bytes) {
+    if (backend->queue.count == 0)
+        backend->upload_used = 0;
+    if (backend->upload_used + num_bytes <= backend->upload.num_bytes)
+        return GPTOSS_OK;
+    GPTOSS_TRY(gptoss_vulkan_flush(backend));
+    backend->upload_used = 0;
+    if (num_bytes <= backend->upload.num_bytes)
+        return GPTOSS_OK;
+    gptoss_vulkan_forget(&backend->queue);
+    gptoss_vulkan_memory_release(&backend->device, &backend->upload);
+    return gptoss_vulkan_memory_create(&backend->device, GPTOSS_VULKAN_READBACK, num_bytes,
+                                       "memory to write activations", &backend->upload,
+                                       &backend->error);
+}
+
+static enum gptoss_status vulkan_buffer_write(struct gptoss_backend *base,
+                                              struct gptoss_buffer *buffer, int64_t num_rows,
+                                              const void *contents) {
+    struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
+    uint64_t num_bytes = (uint64_t)num_rows * buffer->row_bytes;
+    if (backend->failed != GPTOSS_OK)
+        return backend->failed;
+    GPTOSS_TRY(reserve_upload(backend, num_bytes));
+    backend->norm_of = NULL;
+    memcpy((uint8_t *)backend->upload.host + backend->upload_used, contents, num_bytes);
+    enum gptoss_status status =
+        gptoss_vulkan_list_copy(&backend->queue, &backend->upload, backend->upload_used,
+                                &buffer->memory, 0, num_bytes, false);
+    backend->upload_used += num_bytes;
+    return status;
 }
 
 /* ---- commands ---- */
@@ -245,7 +289,13 @@ static enum gptoss_status vulkan_run_tasks(struct gptoss_backend *base,
 /* ---- weights ---- */
 
 static void vulkan_load_begin(struct gptoss_backend *base) {
-    gptoss_vulkan_of(base)->is_loading = true;
+    struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
+    gptoss_vulkan_weights_release(&backend->weights, &backend->device);
+    backend->is_loading = true;
+}
+
+static uint64_t vulkan_load_bytes(const struct gptoss_backend *base) {
+    return ((const struct gptoss_vulkan_backend *)base)->weights.num_bytes;
 }
 
 static enum gptoss_status vulkan_load_end(struct gptoss_backend *base, gptoss_poll_fn poll,
@@ -274,6 +324,7 @@ static void vulkan_release(struct gptoss_backend *base) {
             gptoss_vulkan_memory_release(&backend->device, &backend->tables[i].memory);
         gptoss_vulkan_memory_release(&backend->device, &backend->deferred_results);
         gptoss_vulkan_memory_release(&backend->device, &backend->readback);
+        gptoss_vulkan_memory_release(&backend->device, &backend->upload);
         for (size_t i = 0; i < GPTOSS_NUM_SCRATCHES; ++i)
             gptoss_vulkan_memory_release(&backend->device, &backend->scratch[i]);
         gptoss_vulkan_pipelines_close(&backend->device, &backend->pipelines);
@@ -285,18 +336,26 @@ static void vulkan_release(struct gptoss_backend *base) {
 }
 
 static uint64_t vulkan_memory(const struct gptoss_backend *base) {
-    (void)base;
-    return sizeof(struct gptoss_vulkan_backend);
+    const struct gptoss_vulkan_backend *backend = (const struct gptoss_vulkan_backend *)base;
+    return sizeof *backend + backend->readback.num_bytes + backend->upload.num_bytes +
+           backend->deferred_results.num_bytes;
+}
+
+static uint64_t vulkan_device_memory(const struct gptoss_backend *base) {
+    return ((const struct gptoss_vulkan_backend *)base)->device.held_bytes;
 }
 
 static const struct gptoss_backend_operations vulkan_operations = {
     .release = vulkan_release,
     .memory = vulkan_memory,
+    .device_memory = vulkan_device_memory,
     .load_begin = vulkan_load_begin,
+    .load_bytes = vulkan_load_bytes,
     .load_end = vulkan_load_end,
     .buffer_create = vulkan_buffer_create,
     .buffer_release = vulkan_buffer_release,
     .buffer_read = vulkan_buffer_read,
+    .buffer_write = vulkan_buffer_write,
     .cache_create = gptoss_vulkan_cache_create,
     .cache_release = gptoss_vulkan_cache_release,
     .cache_view = gptoss_vulkan_cache_view,
@@ -304,6 +363,7 @@ static const struct gptoss_backend_operations vulkan_operations = {
     .cache_hold = gptoss_vulkan_cache_hold,
     .cache_copy = gptoss_vulkan_cache_copy,
     .begin = vulkan_begin,
+    .take_rows = gptoss_vulkan_take_rows,
     .progress = vulkan_progress,
     .poll = vulkan_poll,
     .end = vulkan_end,
@@ -349,8 +409,8 @@ static enum gptoss_status choose_precision(struct gptoss_vulkan_backend *backend
 }
 
 enum gptoss_status gptoss_vulkan_backend_create(const char *which, const char *precision,
-                                                int num_threads, bool profile,
-                                                struct gptoss_backend **backend_out,
+                                                int num_threads, uint64_t memory_limit,
+                                                bool profile, struct gptoss_backend **backend_out,
                                                 struct gptoss_error *error) {
     *backend_out = NULL;
     struct gptoss_vulkan_backend *backend = gptoss_allocate(1, sizeof *backend);
@@ -361,6 +421,7 @@ enum gptoss_status gptoss_vulkan_backend_create(const char *which, const char *p
     backend->owner = (int)getpid();
     pthread_mutex_init(&backend->turn, NULL);
     enum gptoss_status status = open_parts(backend, which, profile, error);
+    backend->device.memory_limit = memory_limit;
     if (status == GPTOSS_OK)
         status = choose_precision(backend, precision, error);
     if (status != GPTOSS_OK) {
@@ -377,4 +438,8 @@ const char *gptoss_vulkan_backend_precision(const struct gptoss_backend *base) {
 
 const char *gptoss_vulkan_backend_device(const struct gptoss_backend *base) {
     return ((const struct gptoss_vulkan_backend *)base)->device.name;
+}
+
+uint64_t gptoss_vulkan_backend_device_bytes(const struct gptoss_backend *base) {
+    return gptoss_vulkan_device_memory(&((const struct gptoss_vulkan_backend *)base)->device);
 }

@@ -88,6 +88,8 @@ struct gptoss_vulkan_backend {
 
     struct gptoss_vulkan_memory scratch[GPTOSS_NUM_SCRATCHES];
     struct gptoss_vulkan_memory readback;
+    struct gptoss_vulkan_memory upload; /* what buffer_write gets, until the list has run */
+    uint64_t upload_used;
     bool is_f16; /* precision: many tokens are multiplied by cooperative matrices */
     struct {
         uint64_t x;
@@ -101,7 +103,7 @@ struct gptoss_vulkan_backend {
 
 struct gptoss_buffer {
     struct gptoss_vulkan_memory memory;
-    void *host; /* a copy for buffer_read, made at its first use */
+    uint64_t row_bytes;
 };
 
 /* False after fork(): the device is the parent's, and nothing of it may be touched. */
@@ -118,6 +120,8 @@ enum gptoss_status gptoss_vulkan_reserve_readback(struct gptoss_vulkan_backend *
 
 /* ---- vulkan_operations.c ---- */
 
+enum gptoss_status gptoss_vulkan_take_rows(struct gptoss_backend *,
+                                           const struct gptoss_row_table *);
 enum gptoss_status gptoss_vulkan_embed(struct gptoss_backend *, const struct gptoss_row_table *,
                                        const struct gptoss_embed *);
 enum gptoss_status gptoss_vulkan_norm_linear(struct gptoss_backend *,

@@ -1,6 +1,6 @@
 /* Keys and values of one sequence in device memory: [layer][keys,
  * values][head][capacity][head_dim]. The capacity grows with the sequence. Rows that sliding layers
- * no longer need stay. */
+ * no longer need stay. A cache of no layers takes no memory: of a part of a model without any. */
 #include <string.h>
 
 #include "platform/address_space.h"
@@ -76,14 +76,8 @@ static enum gptoss_status copy_rows(struct gptoss_vulkan_queue *queue,
     return gptoss_vulkan_wait(queue, NULL, NULL, error);
 }
 
-static enum gptoss_status grow(struct gptoss_vulkan_backend *backend, struct gptoss_cache *cache,
-                               int64_t num_positions, struct gptoss_error *error) {
-    if (num_positions <= cache->capacity)
-        return GPTOSS_OK;
-    int64_t capacity = 2 * cache->capacity;
-    capacity = capacity > num_positions ? capacity : num_positions;
-    capacity = capacity > MIN_CAPACITY ? capacity : MIN_CAPACITY;
-    capacity = capacity < cache->shape.max_context ? capacity : cache->shape.max_context;
+static enum gptoss_status move_to(struct gptoss_vulkan_backend *backend, struct gptoss_cache *cache,
+                                  int64_t capacity, struct gptoss_error *error) {
     struct gptoss_vulkan_memory memory;
     GPTOSS_TRY(
         gptoss_vulkan_memory_create(&backend->device, GPTOSS_VULKAN_DEVICE,
@@ -99,6 +93,24 @@ static enum gptoss_status grow(struct gptoss_vulkan_backend *backend, struct gpt
     cache->memory = memory;
     cache->capacity = capacity;
     return GPTOSS_OK;
+}
+
+/* Room for a power of two of positions, so that growing and recordings last; if memory is short of
+ * that, for few more than are asked for. */
+static enum gptoss_status grow(struct gptoss_vulkan_backend *backend, struct gptoss_cache *cache,
+                               int64_t num_positions, struct gptoss_error *error) {
+    if (num_positions <= cache->capacity || num_lines(cache) == 0)
+        return GPTOSS_OK;
+    int64_t max_context = cache->shape.max_context, capacity = MIN_CAPACITY;
+    int64_t least = gptoss_ceil_div(num_positions, MIN_CAPACITY) * MIN_CAPACITY;
+    while (capacity < num_positions)
+        capacity *= 2;
+    capacity = capacity < max_context ? capacity : max_context;
+    least = least < max_context ? least : max_context;
+    enum gptoss_status status = move_to(backend, cache, capacity, error);
+    if (status == GPTOSS_ERROR_MEMORY && least < capacity)
+        status = move_to(backend, cache, least, error);
+    return status;
 }
 
 enum gptoss_status gptoss_vulkan_cache_reserve(struct gptoss_vulkan_backend *backend,

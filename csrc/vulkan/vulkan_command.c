@@ -11,7 +11,7 @@
 #define SPIN_NANOSECONDS 5000000u
 #define MAX_TIMED_COMMANDS 4096
 
-enum gptoss_status gptoss_vulkan_queue_open(const struct gptoss_vulkan_device *device,
+enum gptoss_status gptoss_vulkan_queue_open(struct gptoss_vulkan_device *device,
                                             VkPipelineLayout layout, bool timing,
                                             struct gptoss_vulkan_queue *queue,
                                             struct gptoss_error *error) {

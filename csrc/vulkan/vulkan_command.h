@@ -31,7 +31,7 @@ struct gptoss_vulkan_program {
 #define GPTOSS_MAX_TIMERS 16
 
 struct gptoss_vulkan_queue {
-    const struct gptoss_vulkan_device *device;
+    struct gptoss_vulkan_device *device;
     VkPipelineLayout layout;
     VkCommandPool pool;
     VkFence fence;
@@ -49,7 +49,7 @@ struct gptoss_vulkan_queue {
 };
 
 /* timing: whether commands are timed, one by one. */
-enum gptoss_status gptoss_vulkan_queue_open(const struct gptoss_vulkan_device *device,
+enum gptoss_status gptoss_vulkan_queue_open(struct gptoss_vulkan_device *device,
                                             VkPipelineLayout layout, bool timing,
                                             struct gptoss_vulkan_queue *queue,
                                             struct gptoss_error *error);

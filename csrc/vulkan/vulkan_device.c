@@ -278,6 +278,10 @@ static uint64_t largest_heap(const VkPhysicalDeviceMemoryProperties *memory) {
     return largest;
 }
 
+uint64_t gptoss_vulkan_device_memory(const struct gptoss_vulkan_device *device) {
+    return largest_heap(&device->memory);
+}
+
 enum gptoss_status gptoss_list_vulkan_devices(struct gptoss_vulkan_device_info *devices,
                                               size_t max_devices, size_t *num_out,
                                               struct gptoss_error *error) {

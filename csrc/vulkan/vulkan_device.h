@@ -21,6 +21,9 @@ struct gptoss_vulkan_device {
     bool keeps_subnormal_halves, has_shuffles;
     bool has_matrices; /* of float16, 16 x 16 x 16 with float32 sums, for subgroups of 32 */
     float timestamp_nanoseconds;
+    /* Of the device's memory: what this handle may take, 0 for all there is, and what it has. */
+    uint64_t memory_limit;
+    _Atomic uint64_t held_bytes;
 };
 
 /* which: NULL or "" for the first discrete GPU or else the first device, an index, or part of the
@@ -28,6 +31,8 @@ struct gptoss_vulkan_device {
  * it lacks what is needed. */
 enum gptoss_status gptoss_vulkan_device_open(const char *which, struct gptoss_vulkan_device *device,
                                              struct gptoss_error *error);
+/* Of its own largest memory. */
+uint64_t gptoss_vulkan_device_memory(const struct gptoss_vulkan_device *device);
 void gptoss_vulkan_device_close(struct gptoss_vulkan_device *device);
 
 #endif

@@ -40,6 +40,21 @@ static enum gptoss_status refuse(const struct gptoss_vulkan_device *device, VkRe
     return GPTOSS_ERROR_MEMORY;
 }
 
+static enum gptoss_status refuse_limit(const struct gptoss_vulkan_device *device,
+                                       uint64_t num_bytes, const char *what,
+                                       struct gptoss_error *error) {
+    unsigned long long held = device->held_bytes, limit = device->memory_limit;
+    gptoss_error_set(
+        error, GPTOSS_ERROR_MEMORY,
+        "gpu_memory has no room for %llu bytes of %s: the model holds %llu of the %llu "
+        "bytes that it may take of '%s'; close generators, ask for a smaller "
+        "max_context or block_size, or open it with a larger gpu_memory",
+        (unsigned long long)num_bytes, what, held, limit, device->name);
+    gptoss_error_expected(error, "%llu bytes or less", limit > held ? limit - held : 0);
+    gptoss_error_found(error, "%llu bytes", (unsigned long long)num_bytes);
+    return GPTOSS_ERROR_MEMORY;
+}
+
 static VkResult bind(const struct gptoss_vulkan_device *device, enum gptoss_vulkan_place place,
                      struct gptoss_vulkan_memory *out) {
     const struct gptoss_vulkan_functions *run = &device->run;
@@ -69,13 +84,17 @@ static VkResult bind(const struct gptoss_vulkan_device *device, enum gptoss_vulk
     return result;
 }
 
-enum gptoss_status gptoss_vulkan_memory_create(const struct gptoss_vulkan_device *device,
+enum gptoss_status gptoss_vulkan_memory_create(struct gptoss_vulkan_device *device,
                                                enum gptoss_vulkan_place place, uint64_t num_bytes,
                                                const char *what, struct gptoss_vulkan_memory *out,
                                                struct gptoss_error *error) {
     *out = (struct gptoss_vulkan_memory){0};
     if (!gptoss_allocation_permitted() || num_bytes > device->max_allocation_bytes)
         return refuse(device, VK_ERROR_OUT_OF_DEVICE_MEMORY, num_bytes, what, error);
+    uint64_t counted = place != GPTOSS_VULKAN_READBACK ? num_bytes : 0;
+    if (counted > 0 && device->memory_limit > 0 &&
+        (num_bytes > device->memory_limit || device->held_bytes > device->memory_limit - num_bytes))
+        return refuse_limit(device, num_bytes, what, error);
     const VkBufferCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
         .size = num_bytes,
@@ -97,14 +116,17 @@ enum gptoss_status gptoss_vulkan_memory_create(const struct gptoss_vulkan_device
     };
     out->address = device->run.GetBufferDeviceAddress(device->handle, &address);
     out->num_bytes = num_bytes;
+    out->held_bytes = counted;
+    device->held_bytes += counted;
     return GPTOSS_OK;
 }
 
-void gptoss_vulkan_memory_release(const struct gptoss_vulkan_device *device,
+void gptoss_vulkan_memory_release(struct gptoss_vulkan_device *device,
                                   struct gptoss_vulkan_memory *memory) {
     if (memory->buffer != VK_NULL_HANDLE)
         device->run.DestroyBuffer(device->handle, memory->buffer, NULL);
     if (memory->memory != VK_NULL_HANDLE)
         device->run.FreeMemory(device->handle, memory->memory, NULL);
+    device->held_bytes -= memory->held_bytes;
     *memory = (struct gptoss_vulkan_memory){0};
 }

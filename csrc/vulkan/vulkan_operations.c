@@ -98,6 +98,17 @@ static enum gptoss_status write_table(struct gptoss_vulkan_backend *backend,
     return GPTOSS_OK;
 }
 
+enum gptoss_status gptoss_vulkan_take_rows(struct gptoss_backend *base,
+                                           const struct gptoss_row_table *table) {
+    struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
+    if (backend->is_loading)
+        return GPTOSS_OK;
+    /* What the last pass left to run still reads the table, if it is the same. */
+    if (backend->num_guesses == 0)
+        GPTOSS_TRY(gptoss_vulkan_flush(backend));
+    return write_table(backend, table);
+}
+
 enum gptoss_status gptoss_vulkan_embed(struct gptoss_backend *base,
                                        const struct gptoss_row_table *table,
                                        const struct gptoss_embed *operation) {
@@ -109,10 +120,6 @@ enum gptoss_status gptoss_vulkan_embed(struct gptoss_backend *base,
     GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->positions, true, &positions));
     if (backend->is_loading)
         return GPTOSS_OK;
-    /* What the last pass left to run still reads the table, if it is the same. */
-    if (backend->num_guesses == 0)
-        GPTOSS_TRY(gptoss_vulkan_flush(backend));
-    GPTOSS_TRY(write_table(backend, table));
     const struct gptoss_embed_push push = {
         .rows = gptoss_vulkan_table(backend)->rows,
         .weight = weight.data,

@@ -300,7 +300,7 @@ load_entry(struct gptoss_vulkan_weights *weights, struct gptoss_weight_entry *en
 
 /* Places entries into blocks of memory, which are made full one after another. */
 static enum gptoss_status allocate(struct gptoss_vulkan_weights *weights,
-                                   const struct gptoss_vulkan_device *device,
+                                   struct gptoss_vulkan_device *device,
                                    struct gptoss_error *error) {
     uint64_t block_bytes =
         device->max_allocation_bytes < BLOCK_BYTES ? device->max_allocation_bytes : BLOCK_BYTES;
@@ -362,7 +362,7 @@ enum gptoss_status gptoss_vulkan_weights_load(struct gptoss_vulkan_weights *weig
                                               struct gptoss_vulkan_queue *queue,
                                               struct gptoss_thread_pool *pool, gptoss_poll_fn poll,
                                               void *user, struct gptoss_error *error) {
-    const struct gptoss_vulkan_device *device = queue->device;
+    struct gptoss_vulkan_device *device = queue->device;
     struct gptoss_vulkan_memory staging[2] = {{0}};
     enum gptoss_status status = allocate(weights, device, error);
     for (int i = 0; i < 2 && status == GPTOSS_OK; ++i)
@@ -379,7 +379,7 @@ enum gptoss_status gptoss_vulkan_weights_load(struct gptoss_vulkan_weights *weig
 }
 
 void gptoss_vulkan_weights_release(struct gptoss_vulkan_weights *weights,
-                                   const struct gptoss_vulkan_device *device) {
+                                   struct gptoss_vulkan_device *device) {
     for (size_t i = 0; i < weights->num_blocks; ++i)
         gptoss_vulkan_memory_release(device, &weights->blocks[i]);
     gptoss_free(weights->blocks);

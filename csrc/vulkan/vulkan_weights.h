@@ -35,6 +35,6 @@ enum gptoss_status gptoss_vulkan_weights_load(struct gptoss_vulkan_weights *weig
                                               struct gptoss_thread_pool *pool, gptoss_poll_fn poll,
                                               void *user, struct gptoss_error *error);
 void gptoss_vulkan_weights_release(struct gptoss_vulkan_weights *weights,
-                                   const struct gptoss_vulkan_device *device);
+                                   struct gptoss_vulkan_device *device);
 
 #endif

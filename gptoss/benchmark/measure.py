@@ -16,6 +16,7 @@ import numpy as np
 import gptoss
 from gptoss.benchmark.limits import Limits, measure_limits
 from gptoss.errors import ArgumentError, require_integer
+from gptoss.placement import Size
 from gptoss.profile import Profile
 
 Kind = Literal["prefill", "decode"]
@@ -224,8 +225,8 @@ class Benchmark:
     """An open model and what was measured of it. Made for the tests that it will run, whose
     context it reserves. A context manager.
 
-    path, device, threads, isa, precision, loading (its progress): as of gptoss.Model. kv_dtype,
-    block_size: as of gptoss.Generator. seed: of the random tokens.
+    path, device, gpu_memory, threads, isa, precision, loading (its progress): as of gptoss.Model.
+    kv_dtype, block_size: as of gptoss.Generator. seed: of the random tokens.
     """
 
     def __init__(
@@ -233,7 +234,8 @@ class Benchmark:
         path: str | os.PathLike[str],
         tests: Iterable[Test],
         *,
-        device: str = "cpu",
+        device: str | Iterable[str] = "cpu",
+        gpu_memory: Size | Sequence[Size] | None = None,
         threads: int | None = None,
         isa: str | None = None,
         precision: str | None = None,
@@ -248,6 +250,7 @@ class Benchmark:
         self.model = gptoss.Model(
             path,
             device=device,
+            gpu_memory=gpu_memory,
             threads=threads,
             isa=isa,
             precision=precision,

@@ -308,6 +308,7 @@ def run(
     layout: LayoutName = None,
     keep: Keep = None,
     device: options.Device = "cpu",
+    gpu_memory: options.GpuMemory = None,
     threads: options.Threads = None,
     isa: options.Isa = None,
     precision: options.Precision = None,
@@ -325,8 +326,7 @@ def run(
     least its FLOP / FMA peak: of the matrix products, attention left out. Both limits are
     measured in the same run with the same threads: plain vector loads over memory larger than the
     caches, and independent multiply-adds at the precision, the best round of each. "reached" is the
-    median's share of the nearer limit. Bytes and FLOP are the model's own counters, no estimates.
-    With a --device other than the CPU no limit is measured, and none is shown.
+    median's share of the nearer limit. Bytes and FLOP are counted, not estimated. None on a GPU.
     """
     tests = make_tests(
         sizes(prompt, "--prompt", none=True),
@@ -340,9 +340,9 @@ def run(
         raise typer.BadParameter("--peer-model is the file for --peer, which is missing")
     with _model_path(model, preset, layers, layout, keep, seed) as path:
         peers, gguf = _find_peers(peer, peer_model, path) if peer else ([], None)
-        engine = {"device": device, "threads": threads, "isa": isa, "precision": precision}
-        cache = {"kv_dtype": kv, "block_size": block_size}
-        with _open(path, tests, seed=seed, **engine, **cache) as benchmark:
+        engine = {"device": device, "gpu_memory": gpu_memory, "threads": threads, "isa": isa}
+        how = {"precision": precision, "kv_dtype": kv, "block_size": block_size}
+        with _open(path, tests, seed=seed, **engine, **how) as benchmark:
             session = Session(benchmark, repeat, peers, gguf)
             report = session.run()
         if as_json:

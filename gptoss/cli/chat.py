@@ -128,7 +128,9 @@ def converse(session: Session, read_line: Callable[[str], str]) -> None:
 def _greeting(model: gptoss.Model) -> str:
     how = f"{model.isa}, {model.threads} thread{'s' if model.threads > 1 else ''}"
     if model.device != "cpu":
-        how = f"{model.device}, {model.precision}"
+        shares = model.placement
+        where = " + ".join(map(str, shares)) if len(shares) > 1 else model.device
+        how = f"{where}, {model.precision}"
     return (
         f"gptoss {gptoss.__version__} · {model.path.name} · {how}\n"
         "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.\n"
@@ -177,6 +179,7 @@ def run(
     presence_penalty: options.PresencePenalty = None,
     seed: options.Seed = None,
     device: options.Device = "cpu",
+    gpu_memory: options.GpuMemory = None,
     threads: options.Threads = None,
     isa: options.Isa = None,
     precision: options.Precision = None,
@@ -187,8 +190,8 @@ def run(
 ) -> None:
     """Talk with a model. Lines piped in are messages too; then only the answers are printed."""
     adapters = options.adapters(adapter)
-    engine = {"device": device, "threads": threads, "isa": isa, "precision": precision}
-    with options.open_model(model, adapters=adapters, **engine) as handle:
+    engine = {"device": device, "gpu_memory": gpu_memory, "threads": threads, "isa": isa}
+    with options.open_model(model, adapters=adapters, precision=precision, **engine) as handle:
         sampling = options.sampling(
             handle,
             temperature=temperature,

@@ -129,7 +129,7 @@ def check_demo() -> tuple[Check, str | None]:
 
 
 def check_device(
-    path: str, device: str, precision: str | None
+    path: str, device: str, gpu_memory: str | None, precision: str | None
 ) -> tuple[Check, dict[str, Any] | None]:
     """Compares every activation of a model on the device with the CPU's."""
     name = f"{path} on {device}"
@@ -142,7 +142,7 @@ def check_device(
             def running(done: int, total: int) -> None:
                 advance(100 * done // total, 100, f"{path}: comparing")
 
-            found = compare_device(path, device, precision, loading, running)
+            found = compare_device(path, device, precision, loading, running, gpu_memory)
     except Exception as error:
         return Check(name, False, console.sentence(error)), None
     beyond = found.first_beyond
@@ -184,10 +184,16 @@ def examine(progress: Callable[[int, int], None]) -> dict[str, Any]:
     return facts
 
 
-def compare(facts: dict[str, Any], models: Sequence[str], device: str, how: str | None) -> None:
-    """Adds the comparison of each model on the device, at precision `how`, to the facts."""
+def compare(
+    facts: dict[str, Any],
+    models: Sequence[str],
+    device: str,
+    gpu_memory: str | None,
+    precision: str | None,
+) -> None:
+    """Adds the comparison of each model on the device to the facts."""
     for path in models:
-        check, comparison = check_device(path, device, how)
+        check, comparison = check_device(path, device, gpu_memory, precision)
         facts["checks"].append(dataclasses.asdict(check))
         facts["comparisons"] += [comparison] if comparison else []
 
@@ -296,8 +302,12 @@ Device = Annotated[
     typer.Option(
         metavar="NAME",
         help="Compare this device with the CPU, activation by activation: vulkan, or one by number "
-        "or part of its name.",
+        "or part of its name, or several: vulkan:0,vulkan:1.",
     ),
+]
+GpuMemory = Annotated[
+    str | None,
+    typer.Option("--gpu-memory", metavar="SIZE", help=options.GPU_MEMORY_HELP),
 ]
 Model = Annotated[
     str | None,
@@ -309,6 +319,7 @@ Model = Annotated[
 
 def run(
     device: Device = None,
+    gpu_memory: GpuMemory = None,
     model: Model = None,
     precision: options.Precision = None,
     as_json: options.Json = False,
@@ -319,12 +330,15 @@ def run(
     shows how far the activations of each layer are apart, and the first that is beyond the
     tolerance is named. The exit code is 1 if anything is wrong.
     """
-    if device is None and (model is not None or precision is not None):
-        raise typer.BadParameter("--model and --precision are for --device, which is missing")
+    if device is None and (model, precision, gpu_memory) != (None, None, None):
+        raise typer.BadParameter(
+            "--model, --precision and --gpu-memory are for --device, which is missing"
+        )
     with console.progress_bar("testing", unit="steps") as progress:
         facts = examine(progress)
     if device is not None:
-        compare(facts, list(dict.fromkeys(["demo", model or "demo"])), device, precision)
+        models = list(dict.fromkeys(["demo", model or "demo"]))
+        compare(facts, models, device, gpu_memory, precision)
     facts["passed"] = all(check["passed"] for check in facts["checks"])
     if as_json:
         print(json.dumps(facts, indent=2))

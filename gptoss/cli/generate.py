@@ -297,6 +297,7 @@ def run(
     presence_penalty: options.PresencePenalty = None,
     seed: options.Seed = None,
     device: options.Device = "cpu",
+    gpu_memory: options.GpuMemory = None,
     threads: options.Threads = None,
     isa: options.Isa = None,
     precision: options.Precision = None,
@@ -310,8 +311,8 @@ def run(
         raise typer.BadParameter("--special is for a plain prompt; a message of --chat is text")
     text = read_prompt(prompt, file)
     adapters = options.adapters(adapter)
-    engine = {"device": device, "threads": threads, "isa": isa, "precision": precision}
-    with options.open_model(model, adapters=adapters, **engine) as handle:
+    engine = {"device": device, "gpu_memory": gpu_memory, "threads": threads, "isa": isa}
+    with options.open_model(model, adapters=adapters, precision=precision, **engine) as handle:
         sampling = options.sampling(
             handle,
             temperature=temperature,
@@ -325,10 +326,8 @@ def run(
         ).with_seed()
         tokenizer = require_tokenizer(handle)
         writer = make_writer(handle, tokenizer, text, chat, logprobs, as_json)
-        size = context or handle.config.max_positions
-        generator, tokens = begin(
-            handle, text, chat, special, max_context=size, kv_dtype=kv, speculate=speculate
-        )
+        cache = {"max_context": context or handle.config.max_positions, "kv_dtype": kv}
+        generator, tokens = begin(handle, text, chat, special, speculate=speculate, **cache)
         summary = Summary(len(tokens), sampling.seed)
         how = {"sampling": sampling, "stop": stop or (), "top_logprobs": logprobs or 0}
         limit = token_limit(max_tokens, chat, generator.max_context - len(tokens))

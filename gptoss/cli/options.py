@@ -20,9 +20,18 @@ Device = Annotated[
     typer.Option(
         metavar="NAME",
         help="cpu, vulkan, or a Vulkan device by number or part of its name: vulkan:1, "
-        "vulkan:radeon (gptoss doctor lists them); default: cpu.",
+        "vulkan:radeon (gptoss doctor lists them); several share the layers: vulkan:0,vulkan:1; "
+        "default: cpu.",
         rich_help_panel=_ENGINE,
     ),
+]
+GPU_MEMORY_HELP = (
+    "The most to take of a GPU's memory, 6GB or 512MiB; of several GPUs 6GB,4GB. What does not fit "
+    "is computed on the CPU."
+)
+GpuMemory = Annotated[
+    str | None,
+    typer.Option("--gpu-memory", metavar="SIZE", help=GPU_MEMORY_HELP, rich_help_panel=_ENGINE),
 ]
 Threads = Annotated[
     int | None,
