@@ -81,7 +81,8 @@ static void vulkan_buffer_release(struct gptoss_backend *base, struct gptoss_buf
         return;
     struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
     if (gptoss_vulkan_is_ours(backend)) {
-        gptoss_vulkan_flush(backend);
+        gptoss_vulkan_flush(backend); /* not of a pass that failed */
+        gptoss_vulkan_wait(&backend->queue, NULL, NULL, NULL);
         gptoss_vulkan_forget(&backend->queue);
         backend->norm_of = NULL;
         gptoss_vulkan_memory_release(&backend->device, &buffer->memory);
