@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from models import Spec, write_model
 from support import assert_same_bits, open_generator, random_tokens
+from test_adapters import write_adapter
 from vulkan_support import TOLERANCE, assert_close, feed_both, needs_vulkan
 
 import gptoss
@@ -169,6 +170,32 @@ def test_layers_over_gpus_are_the_same_bits(
                 gptoss.forward(generators, [tokens[:3], tokens[3:12]])
             for ours, theirs in zip(*batch, strict=True):
                 assert_same_bits(ours.logits, theirs.logits, "batch")
+
+
+@needs_vulkan
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_adapters(family: str, paths: dict[str, Path], tmp_path: Path) -> None:
+    """Over GPUs the bits of one; with layers, or experts, on the CPU near the CPU's."""
+    ends = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    tensors = gptoss.Model(paths[family]).tensors
+    shapes = {name[:-7]: tensors[name].shape for name in tensors if name.endswith(".weight")}
+    modules = {name: shape for name, shape in shapes.items() if name.endswith(ends)}
+    assert len(modules) >= 16
+    how = {"adapters": [write_adapter(tmp_path / "adapter", modules)]}
+    tokens = random_tokens(gptoss.Model(paths[family]), 70, SEED)
+    with (
+        place(paths[family], **how) as one,
+        place(paths[family], device=TWO, **how) as two,
+        gptoss.Model(paths[family], **how) as cpu,
+    ):
+        compare(open_generator(two, 128), open_generator(one, 128), tokens)
+        needed = one.memory()["device"] // 4
+        for share in (needed, needed * 2):
+            with place(paths[family], activations + share, **how) as mixed:
+                assert [device for device, _ in holds(mixed)] == ["gpu", "cpu"]
+                pair = open_generator(mixed, 128), open_generator(cpu, 128)
+                feed_both(pair, tokens, TOLERANCE["f16"], f"{share} bytes")
+                feed_both(pair, [1], TOLERANCE["f16"], f"{share} bytes, a step")
 
 
 @needs_vulkan
