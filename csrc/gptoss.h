@@ -273,6 +273,7 @@ struct gptoss_model_options {
     int num_threads;       /* 0: gptoss_usable_cores() */
     bool read_files;       /* read the weights into memory instead of mapping the files */
     bool profile;          /* count and time the operations, for gptoss_model_profile_entry */
+    bool profile_counts;   /* with profile: on a GPU count only, since timing slows it down */
     const struct gptoss_adapter *adapters; /* [num_adapters], added in this order */
     size_t num_adapters;
     gptoss_poll_fn poll; /* only while reading files or loading a device: bytes */

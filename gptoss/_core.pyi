@@ -158,7 +158,7 @@ class Model:
         threads: int = 0,
         read_files: bool = False,
         progress: _Progress | None = None,
-        profile: bool = False,
+        profile: int = 0,
         adapters: tuple[tuple[bytes, tuple[str, ...], tuple[float, ...]], ...] = (),
         gpu_memory: tuple[int, ...] = (),
     ) -> Model: ...

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 import ml_dtypes
 import numpy as np
@@ -191,7 +191,8 @@ class Model:
         verify: read every weight once and refuse NaN, infinite and reserved values.
         progress: called with (done, total) bytes while weights are read, brought to a GPU or
             verified; may raise to stop.
-        profile: count and time every operation, for profile(). Results are the same bits.
+        profile: count and time every operation, for profile(). Results are the same bits. "counts":
+            a GPU is not timed, which would slow it down; its operations take 0 seconds then.
         adapters: low-rank adapters (LoRA) to add to the weights while computing: directories that
             PEFT saved (adapter_config.json, adapter_model.safetensors), or pairs of one and a
             scale. Several add up, in this order; the weights stay as they are. They may change
@@ -222,12 +223,14 @@ class Model:
         mmap: bool = True,
         verify: bool = False,
         progress: Progress | None = None,
-        profile: bool = False,
+        profile: bool | Literal["counts"] = False,
         adapters: Iterable[AdapterLike] = (),
     ) -> None:
         for name, value in (("isa", isa), ("precision", precision)):
             if value is not None and not isinstance(value, str):
                 raise ArgumentError(f"{name} must be a str, not {value!r}")
+        if not isinstance(profile, bool) and profile != "counts":
+            raise ArgumentError(f"profile must be True, False or 'counts', not {profile!r}")
         num_threads = 0 if threads is None else require_integer("threads", threads, 1, 2**31 - 1)
         self.path = locate(path)
         self._tokenizer: Tokenizer | None
@@ -244,7 +247,7 @@ class Model:
             num_threads,
             read_files=not mmap,
             progress=progress,
-            profile=profile,
+            profile=2 if profile == "counts" else int(profile),
             adapters=tuple(
                 (os.fsencode(each.file), tuple(each.modules), tuple(each.modules.values()))
                 for each in self._adapters

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from support import assert_same_bits, random_tokens
+from vulkan_support import needs_vulkan
 
 import gptoss
 from gptoss.profile import Profile
@@ -169,6 +170,26 @@ def test_counts_by_hand(
     assert profile.linear_flops == profile.flops - profile["attention"].flops
     assert all(operation.seconds > 0 for operation in profile)
     assert 0 <= profile.other_seconds < profile.seconds
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("vulkan", marks=needs_vulkan)])
+def test_counts_alone(device: str, demo: gptoss.Model) -> None:
+    """A GPU that is not timed counts the same."""
+    tokens = random_tokens(demo, 12)
+    profiles = []
+    for profile in (True, "counts"):
+        with gptoss.Model("demo", device=device, profile=profile) as model:
+            generator = gptoss.Generator(model)
+            generator.prefill(tokens)
+            generator.step(1)
+            profiles.append(model.profile())
+    timed, not_timed = profiles
+    assert counted(timed) == counted(not_timed) and not_timed.passes == 2
+    assert not_timed.seconds > 0
+    assert all(operation.seconds > 0 for operation in timed)
+    assert all((operation.seconds > 0) == (device == "cpu") for operation in not_timed)
+    with pytest.raises(gptoss.ArgumentError, match="profile must be"):
+        gptoss.Model("demo", profile=2)  # type: ignore[arg-type]
 
 
 def test_bits_are_the_same(profiled: gptoss.Model, demo: gptoss.Model) -> None:

@@ -128,7 +128,8 @@ static enum gptoss_status create_vulkan_backend(struct gptoss_model *model,
                                                 const char *which, struct gptoss_error *error) {
     GPTOSS_TRY(check_gpu_options(options, error));
     GPTOSS_TRY(gptoss_vulkan_backend_create(which, options->precision, model->num_threads, 0,
-                                            options->profile, &model->backend, error));
+                                            options->profile && !options->profile_counts,
+                                            &model->backend, error));
     model->device = gptoss_vulkan_backend_device(model->backend);
     model->isa = "vulkan";
     model->precision = gptoss_vulkan_backend_precision(model->backend);

@@ -103,7 +103,8 @@ static enum gptoss_status open_gpu(const struct gptoss_model *model,
                                    struct gptoss_error *error) {
     struct gptoss_backend *backend;
     GPTOSS_TRY(gptoss_vulkan_backend_create(which, options->precision, model->num_threads, limit,
-                                            options->profile, &backend, error));
+                                            options->profile && !options->profile_counts, &backend,
+                                            error));
     /* Without a limit something is left to others, the desktop and the driver. */
     uint64_t bytes = gptoss_vulkan_backend_device_bytes(backend);
     bytes -= bytes / 8;

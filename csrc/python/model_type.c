@@ -46,7 +46,7 @@ static PyObject *new_model(PyTypeObject *type, PyObject *arguments, PyObject *ke
     struct gptoss_model_options options = {.poll = gptoss_python_poll};
     int read_files = 0, profile = 0;
     if (!PyArg_ParseTupleAndKeywords(
-            arguments, keywords, "O&|zzzipOpO!O!:Model", names, PyUnicode_FSConverter, &path,
+            arguments, keywords, "O&|zzzipOiO!O!:Model", names, PyUnicode_FSConverter, &path,
             &options.device, &options.isa, &options.precision, &options.num_threads, &read_files,
             &progress, &profile, &PyTuple_Type, &tuple, &PyTuple_Type, &limits)) {
         return NULL;
@@ -64,6 +64,7 @@ static PyObject *new_model(PyTypeObject *type, PyObject *arguments, PyObject *ke
     options.num_adapters = adapters.count;
     options.read_files = read_files != 0;
     options.profile = profile != 0;
+    options.profile_counts = profile == 2;
     options.poll_user = &call;
     gptoss_python_call_begin(&call, progress, NULL);
     enum gptoss_status status = gptoss_model_open(PyBytes_AsString(path), &options, &model, &error);

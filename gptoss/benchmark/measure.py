@@ -227,6 +227,8 @@ class Benchmark:
 
     path, device, gpu_memory, threads, isa, precision, loading (its progress): as of gptoss.Model.
     kv_dtype, block_size: as of gptoss.Generator. seed: of the random tokens.
+    profile: time operations on a GPU, too, which keeps it from running some side by side; False
+    counts their bytes and FLOP alone.
     """
 
     def __init__(
@@ -242,6 +244,7 @@ class Benchmark:
         kv_dtype: str = "f16",
         block_size: int | None = None,
         seed: int = 0,
+        profile: bool = True,
         loading: Progress | None = None,
     ) -> None:
         self.tests = list(tests)
@@ -254,7 +257,7 @@ class Benchmark:
             threads=threads,
             isa=isa,
             precision=precision,
-            profile=True,
+            profile=True if profile else "counts",
             progress=loading,
         )
         self._make = functools.partial(

@@ -234,7 +234,11 @@ Seed = Annotated[
     ),
 ]
 ShowProfile = Annotated[
-    bool, typer.Option("--profile", help="Show time, GB/s and GFLOP/s of each operation.")
+    bool,
+    typer.Option(
+        "--profile",
+        help="Show time, GB/s and GFLOP/s of each operation; a GPU is slower when they are timed.",
+    ),
 ]
 Peers = Annotated[
     list[str] | None,
@@ -342,7 +346,7 @@ def run(
         peers, gguf = _find_peers(peer, peer_model, path) if peer else ([], None)
         engine = {"device": device, "gpu_memory": gpu_memory, "threads": threads, "isa": isa}
         how = {"precision": precision, "kv_dtype": kv, "block_size": block_size}
-        with _open(path, tests, seed=seed, **engine, **how) as benchmark:
+        with _open(path, tests, seed=seed, profile=profile, **engine, **how) as benchmark:
             session = Session(benchmark, repeat, peers, gguf)
             report = session.run()
         if as_json:
