@@ -215,6 +215,19 @@ struct gptoss_backend {
     const struct gptoss_backend_operations *operations;
 };
 
+/* The operations of a pass, in their order, for those who count or time each. */
+#define GPTOSS_FOR_OPERATIONS(X)                                                                   \
+    X(embed)                                                                                       \
+    X(norm_linear)                                                                                 \
+    X(rope_append)                                                                                 \
+    X(attention)                                                                                   \
+    X(linear_residual)                                                                             \
+    X(mlp_up)                                                                                      \
+    X(route)                                                                                       \
+    X(expert_gate_up)                                                                              \
+    X(expert_down)                                                                                 \
+    X(unembed)
+
 /* Every operation may return GPTOSS_ERROR_MEMORY, GPTOSS_ERROR_INTERRUPTED once the poll callback
  * asked to stop, and where there is explain other errors. */
 struct gptoss_backend_operations {

@@ -38,7 +38,7 @@ class RunAhead:
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._length = 2
-        self._limit = _MAX_TOKENS
+        self._fastest = 0.0  # seconds a token took at least; the first passes make pipelines
 
     def prepare(self, generator: Generator, num_left: int) -> None:
         """Before the token that was drawn last is fed: has its row and some of those that follow
@@ -46,7 +46,9 @@ class RunAhead:
         core, token = generator._core, generator._pending
         if core.next_ahead == token or token is None:
             return
-        count = min(self._length, self._limit, num_left)
+        count = min(self._length, num_left)
+        if self._fastest > 0:  # of a turn, not the latest: any may be held up
+            count = min(count, int(_MAX_SECONDS / self._fastest))
         if count < 2:
             return
         start = time.perf_counter()
@@ -58,6 +60,6 @@ class RunAhead:
         except OutOfMemoryError:
             return  # there is enough for one row, perhaps
         seconds = (time.perf_counter() - start) / count
-        if self._length > 2:  # the first passes make pipelines and recordings
-            self._limit = min(_MAX_TOKENS, int(_MAX_SECONDS / max(seconds, 1e-6)))
+        if self._length > 2:
+            self._fastest = min(self._fastest or seconds, seconds)
         self._length = min(2 * self._length, _MAX_TOKENS)

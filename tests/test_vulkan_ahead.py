@@ -8,6 +8,7 @@ import secrets
 import signal
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,23 @@ def test_memory_refused_anywhere(path: Path) -> None:
             if total < failing:
                 break
         assert failing > 10
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1e9, [2, 4, 8, 8, 8, 3]), (0.0, [2, 4])])
+def test_turns_grow_unless_the_device_is_slow(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, expected: list[int]
+) -> None:
+    monkeypatch.setattr(run_ahead, "_MAX_SECONDS", seconds)
+    counts: list[int] = []
+    core = types.SimpleNamespace(next_ahead=None, run_ahead=lambda _, n, *rest: counts.append(n))
+    taps = types.SimpleNamespace(require_room=lambda rows: None)
+    generator: Any = types.SimpleNamespace(_core=core, _pending=1, _taps=taps)
+    ahead = run_ahead.RunAhead(GREEDY)
+    for num_left in (100, 98, 94, 86, 78, 3, 1):
+        ahead.prepare(generator, num_left)
+    core.next_ahead = 1
+    ahead.prepare(generator, 100)
+    assert counts == expected
 
 
 def test_what_does_not_run_ahead(path: Path) -> None:

@@ -399,15 +399,19 @@ except gptoss.OutOfMemoryError as error:
 tensors = gptoss.Model(paths[1]).tensors
 modules = {name[:-7]: tensors[name].shape for name in tensors if "_proj" in name}
 adapter = write_adapter(root / "adapter", modules)
+def work(model):
+    generator = open_generator(model, 300)
+    generator.capture("*")
+    generator.prefill(range(12))
+    generator.capture()
+    generator.step(3)
+    generator.fork().kv(0)
+    gptoss.forward([generator, open_generator(model, 9)], [[1], [2, 3]])
+    return generator
+
 for path, adapters in [*((path, []) for path in paths), (paths[1], [adapter, adapter])]:
     with gptoss.Model(path, device="vulkan", profile=True, adapters=adapters) as model:
-        generator = open_generator(model, 300)
-        generator.capture("*")
-        generator.prefill(range(12))
-        generator.capture()
-        generator.step(3)
-        generator.fork().kv(0)
-        gptoss.forward([generator, open_generator(model, 9)], [[1], [2, 3]])
+        generator = work(model)
         generator.prefill([7] * 250)
         generator.rewind(20)
         generator.step(1)
@@ -420,13 +424,7 @@ for path, adapters in [*((path, []) for path in paths), (paths[1], [adapter, ada
                 generator.step(token)
 for how in ({"device": "vulkan,vulkan"}, {"device": "vulkan", "gpu_memory": LIMIT}):
     with gptoss.Model(paths[0], **how) as model:  # layers, and experts, apart
-        generator = open_generator(model, 300)
-        generator.capture("*")
-        generator.prefill(range(12))
-        generator.capture()
-        generator.step(3)
-        generator.fork().kv(0)
-        gptoss.forward([generator, open_generator(model, 9)], [[1], [2, 3]])
+        work(model)
         assert len(model.placement) == 2
 for failing in range(FIRST, 500, STEP):  # what was made before memory ran out is given back
     _core.fail_allocation(failing)

@@ -8,6 +8,7 @@
 #include "platform/clock.h"
 #include "status.h"
 
+/* As GPTOSS_FOR_OPERATIONS lists them. */
 enum entry {
     EMBED,
     NORM_LINEAR,
@@ -24,9 +25,10 @@ enum entry {
 };
 
 static const char *const names[NUM_ENTRIES] = {
-    "embed",           "norm_linear", "rope_append", "attention",
-    "linear_residual", "mlp_up",      "route",       "expert_gate_up",
-    "expert_down",     "unembed",     "pass",
+#define NAME(name) #name,
+    GPTOSS_FOR_OPERATIONS(NAME)
+#undef NAME
+        "pass",
 };
 
 /* What one call does. */

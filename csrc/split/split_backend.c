@@ -218,7 +218,7 @@ static bool split_explain(struct gptoss_backend *base, enum gptoss_status status
 static uint64_t split_operation_nanoseconds(const struct gptoss_backend *base, const char *name) {
     static const char *const names[] = {
 #define NAME(name) #name,
-        GPTOSS_FOR_SPLIT_TIMERS(NAME)
+        GPTOSS_FOR_OPERATIONS(NAME)
 #undef NAME
     };
     const struct gptoss_split *split = (const struct gptoss_split *)base;

@@ -4,21 +4,9 @@
 
 #include "split/split_plan.h"
 
-/* The operations, as timings count them. */
-#define GPTOSS_FOR_SPLIT_TIMERS(X)                                                                 \
-    X(embed)                                                                                       \
-    X(norm_linear)                                                                                 \
-    X(rope_append)                                                                                 \
-    X(attention)                                                                                   \
-    X(linear_residual)                                                                             \
-    X(mlp_up)                                                                                      \
-    X(route)                                                                                       \
-    X(expert_gate_up)                                                                              \
-    X(expert_down)                                                                                 \
-    X(unembed)
 enum gptoss_split_timer {
 #define GPTOSS_TIMER_ID(name) GPTOSS_SPLIT_TIMER_##name,
-    GPTOSS_FOR_SPLIT_TIMERS(GPTOSS_TIMER_ID)
+    GPTOSS_FOR_OPERATIONS(GPTOSS_TIMER_ID)
 #undef GPTOSS_TIMER_ID
         GPTOSS_NUM_SPLIT_TIMERS
 };

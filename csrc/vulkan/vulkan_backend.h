@@ -25,19 +25,8 @@ enum gptoss_scratch_use {
     GPTOSS_NUM_SCRATCHES
 };
 
-/* The operations, as timings count them. */
-#define GPTOSS_FOR_TIMERS(X)                                                                       \
-    X(other)                                                                                       \
-    X(embed)                                                                                       \
-    X(norm_linear)                                                                                 \
-    X(rope_append)                                                                                 \
-    X(attention)                                                                                   \
-    X(linear_residual)                                                                             \
-    X(mlp_up)                                                                                      \
-    X(route)                                                                                       \
-    X(expert_gate_up)                                                                              \
-    X(expert_down)                                                                                 \
-    X(unembed)
+/* What timings count: the operations, and copies and clearing. */
+#define GPTOSS_FOR_TIMERS(X) X(other) GPTOSS_FOR_OPERATIONS(X)
 enum gptoss_vulkan_timer {
 #define GPTOSS_TIMER_ID(name) GPTOSS_TIMER_##name,
     GPTOSS_FOR_TIMERS(GPTOSS_TIMER_ID)
