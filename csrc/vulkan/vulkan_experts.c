@@ -4,8 +4,7 @@
 
 /* Tokens up to which each chosen expert is multiplied for each by itself. */
 #define MAX_SINGLE_TOKENS 8
-#define DOWN_ROWS 4
-#define DOWN_WORKGROUP 128
+#define DOWN_ROWS 2 /* of a subgroup */
 #define WORKGROUP 256
 #define MAX_DEVICE_EXPERTS 1024 /* what shared memory of route and group holds */
 
@@ -147,10 +146,8 @@ static enum gptoss_status down_rows(struct gptoss_vulkan_backend *backend,
                                     const struct gptoss_expert_down *operation,
                                     const struct gptoss_device_weight *weight, uint64_t bias,
                                     int64_t num_tokens) {
-    uint32_t subgroups = DOWN_WORKGROUP / backend->device.subgroup_size;
     uint32_t chosen = (uint32_t)operation->num_chosen;
-    uint32_t split = subgroups / chosen > 0 ? subgroups / chosen : 1;
-    const struct gptoss_down_push push = {
+    struct gptoss_down_push push = {
         .x = gptoss_address_of(operation->x),
         .weight = weight->data,
         .scales = weight->scales,
@@ -163,14 +160,18 @@ static enum gptoss_status down_rows(struct gptoss_vulkan_backend *backend,
         .num_outs = (uint32_t)operation->weight->num_rows,
         .num_chosen = chosen,
     };
+    int64_t together = WORKGROUP / backend->device.subgroup_size * DOWN_ROWS;
+    int64_t groups = gptoss_ceil_div(push.num_outs, together);
+    GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_COUNTERS,
+                                     (uint64_t)(num_tokens * groups) * sizeof(uint32_t),
+                                     &push.counters));
     return gptoss_vulkan_dispatch(
         backend, &(struct gptoss_dispatch){
                      .key = {GPTOSS_SHADER_expert_down_rows,
-                             {DOWN_WORKGROUP, weight->layout, weight->num_columns, DOWN_ROWS,
-                              chosen, split}},
+                             {WORKGROUP, weight->layout, weight->num_columns, DOWN_ROWS, chosen}},
                      .push = &push,
                      .push_bytes = sizeof push,
-                     .groups = {gptoss_ceil_div(push.num_outs, DOWN_ROWS), num_tokens, 1},
+                     .groups = {groups * chosen, num_tokens, 1},
                  });
 }
 

@@ -7,11 +7,12 @@
 
 /* Lines up to which each is multiplied by itself, straight from the packed weights. */
 #define MAX_SINGLE_LINES 8
-/* Weight rows that subgroups multiply together, and how many share them; measured on an H100. */
+/* Weight rows that subgroups multiply together, and how many share them; measured on an H200. Few
+ * rows are few instructions, which have a cache that the shaders of a pass share. */
 #define ROWS 4
-#define SPLIT 8
+#define SPLIT 4
 #define LARGE_ROWS 8
-#define PAIR_ROWS 4
+#define PAIR_ROWS 1
 #define PAIR_SPLIT 1
 #define LARGE_MATRIX_ROWS 16384
 #define WORKGROUP 256

@@ -87,12 +87,12 @@ static void lay_out(struct gptoss_weight_entry *entry) {
     case GPTOSS_DTYPE_MXFP4_GGUF:
         entry->layout = GPTOSS_DEVICE_MXFP4;
         entry->row_bytes = blocks * 16;
-        entry->scale_row_bytes = blocks;
+        entry->scale_row_bytes = (blocks + 3) / 4 * 4;
         break;
     case GPTOSS_DTYPE_Q8_0:
         entry->layout = GPTOSS_DEVICE_Q8;
         entry->row_bytes = blocks * 32;
-        entry->scale_row_bytes = blocks * 2;
+        entry->scale_row_bytes = (blocks + 1) / 2 * 4;
         break;
     default: entry->layout = GPTOSS_DEVICE_F32; entry->row_bytes = blocks * 128;
     }
@@ -146,13 +146,29 @@ enum gptoss_status gptoss_vulkan_vector(struct gptoss_vulkan_weights *weights,
 
 /* ---- what goes to the device ---- */
 
-/* Blocks of GGUF: byte j holds elements j and j + 16; on the device 2 j and 2 j + 1. */
-static void order_nibbles(const uint8_t *block, uint8_t *out) {
+/* 32 codes, two a byte from the low nibble on, become what push_constants.h describes. */
+static void order_codes(const uint8_t *codes, uint8_t *out) {
+    for (int i = 0; i < 4; ++i) {
+        uint32_t word = (uint32_t)codes[4 * i] | (uint32_t)codes[4 * i + 1] << 8 |
+                        (uint32_t)codes[4 * i + 2] << 16 | (uint32_t)codes[4 * i + 3] << 24;
+        uint32_t ordered = (word << 12 & 0x80008000u) | (word << 9 & 0x0E000E00u) |
+                           (word << 5 & 0x10001000u) | (word << 2 & 0x01C001C0u) |
+                           (word << 3 & 0x40004000u) | (word >> 5 & 0x00380038u) |
+                           (word >> 2 & 0x20002000u) | (word >> 12 & 0x00070007u);
+        for (int j = 0; j < 4; ++j)
+            out[4 * i + j] = (uint8_t)(ordered >> 8 * j);
+    }
+}
+
+/* Blocks of GGUF: byte j holds elements j and j + 16. */
+static void order_gguf_codes(const uint8_t *block, uint8_t *out) {
+    uint8_t codes[16];
     for (int j = 0; j < 8; ++j) {
         uint8_t a = block[2 * j], b = block[2 * j + 1];
-        out[j] = (uint8_t)((a & 15) | (b & 15) << 4);
-        out[8 + j] = (uint8_t)(a >> 4 | (b & 0xF0));
+        codes[j] = (uint8_t)((a & 15) | (b & 15) << 4);
+        codes[8 + j] = (uint8_t)(a >> 4 | (b & 0xF0));
     }
+    order_codes(codes, out);
 }
 
 static void fill_blocks(const struct gptoss_weight *weight, const uint8_t *row, uint8_t *codes,
@@ -161,7 +177,7 @@ static void fill_blocks(const struct gptoss_weight *weight, const uint8_t *row, 
     for (int64_t block = 0; block < weight->num_columns / 32; ++block) {
         if (is_mxfp4) {
             scales[block] = row[block * 17];
-            order_nibbles(row + block * 17 + 1, codes + block * 16);
+            order_gguf_codes(row + block * 17 + 1, codes + block * 16);
         } else {
             memcpy(scales + block * 2, row + block * 34, 2);
             memcpy(codes + block * 32, row + block * 34 + 2, 32);
@@ -191,6 +207,7 @@ static void fill_row(const struct gptoss_weight_entry *entry, uint64_t index, ui
     if (gptoss_dtype_has_planes(weight->dtype))
         from_scales = weight->scales + (uint64_t)matrix * weight->scale_matrix_bytes +
                       (uint64_t)row * columns / 32;
+    memset(scales, 0, entry->scale_row_bytes); /* up to a whole word */
     if (weight->dtype == GPTOSS_DTYPE_Q8_0 || weight->dtype == GPTOSS_DTYPE_MXFP4_GGUF) {
         if (!entry->wide) {
             fill_blocks(weight, from, codes, scales);
@@ -202,10 +219,12 @@ static void fill_row(const struct gptoss_weight_entry *entry, uint64_t index, ui
         gather(weight, first, row, gptoss_dtype_bytes(weight->dtype), codes);
     } else if (entry->layout == GPTOSS_DEVICE_F32 && weight->dtype != GPTOSS_DTYPE_F32) {
         gptoss_decode_row(weight->dtype, from, from_scales, columns, (float *)codes);
+    } else if (entry->layout == GPTOSS_DEVICE_MXFP4) {
+        for (uint64_t i = 0; i < from_bytes; i += 16)
+            order_codes(from + i, codes + i);
+        memcpy(scales, from_scales, columns / 32);
     } else {
         memcpy(codes, from, from_bytes);
-        if (entry->scale_row_bytes > 0)
-            memcpy(scales, from_scales, entry->scale_row_bytes);
     }
 }
 

@@ -79,11 +79,7 @@ void load(uint step) {
         }
         w_next[i] = Pieces(from_up ? push.up : push.weight).at[from];
         uvec2 scales = from_up ? push.up_scales : push.scales;
-        if (LAYOUT == GPTOSS_DEVICE_MXFP4) {
-            w_scale[i] = e8m0(Words(scales).at[from >> 2] >> 8 * (from & 3u) & 255u);
-        } else if (LAYOUT == GPTOSS_DEVICE_Q8) {
-            w_scale[i] = half_at(scales, from >> 1);
-        }
+        w_scale[i] = scale_at(scales, row, piece);
     }
 }
 
@@ -91,15 +87,11 @@ uint pack(float a, float b) {
     return packFloat2x16(f16vec2(a, b));
 }
 
-// 8 codes of 4 bits, in the order 0, 4, 1, 5, ...: sign and magnitude become those of a half that
-// is 2^-14 of the value, which factor makes good.
+// 8 codes of 4 bits, in the order 0, 4, 1, 5, ... factor makes good what e2m1_halves leaves out.
 uvec4 halves_of_codes(uint codes, f16vec2 factor) {
-    uvec4 bits = uvec4(codes << 9 & 0x0E000E00u | codes << 12 & 0x80008000u,
-                       codes << 5 & 0x0E000E00u | codes << 8 & 0x80008000u,
-                       codes << 1 & 0x0E000E00u | codes << 4 & 0x80008000u,
-                       codes >> 3 & 0x0E000E00u | codes & 0x80008000u);
+    uvec4 bits;
     [[unroll]] for (uint i = 0; i < 4; ++i)
-        bits[i] = packFloat2x16(unpackFloat2x16(bits[i]) * factor);
+        bits[i] = packFloat2x16(unpackFloat2x16(e2m1_halves(codes, i)) * factor);
     return bits;
 }
 

@@ -16,8 +16,12 @@
 #define GPTOSS_DEVICE_F32 0
 #define GPTOSS_DEVICE_F16 1
 #define GPTOSS_DEVICE_BF16 2
-#define GPTOSS_DEVICE_MXFP4 3 /* 32 codes a piece, low nibble first; a byte 2^(s-127) each */
-#define GPTOSS_DEVICE_Q8 4    /* 16 int8 codes a piece; an f16 scale every two pieces */
+/* 32 codes a piece, eight a word, four a half: sign and magnitude of the first in bits 15 and 11 to
+ * 9, as in a float16, of the second in 12 and 8 to 6, of the third in 14 and 5 to 3, of the fourth
+ * in 13 and 2 to 0. A byte 2^(s-127) a piece, in whole words a row. */
+#define GPTOSS_DEVICE_MXFP4 3
+#define GPTOSS_DEVICE_Q8                                                                           \
+    4 /* 16 int8 codes a piece; an f16 scale every two pieces, in whole words a row */
 
 /* What becomes of a product y = w x + bias. */
 #define GPTOSS_PRODUCT_STORE 0
@@ -80,7 +84,7 @@ struct gptoss_round_push {
 };
 
 struct gptoss_down_push {
-    uint64_t x, weight, scales, bias, experts, weights, outputs, sum, residual;
+    uint64_t x, weight, scales, bias, experts, weights, outputs, sum, residual, counters;
     uint32_t num_outs, num_chosen;
 };
 

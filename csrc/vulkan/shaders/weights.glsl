@@ -9,13 +9,32 @@ const uint PIECE = LAYOUT == GPTOSS_DEVICE_F32     ? 4
                                                    : 8;
 const uint BLOCKS = (COLUMNS + 31) / 32; // of a row
 const uint PIECES = BLOCKS * 32 / PIECE;
+// Words of the scales of a row.
+const uint SCALE_WORDS = LAYOUT == GPTOSS_DEVICE_MXFP4 ? (BLOCKS + 3) / 4 : (BLOCKS + 1) / 2;
 
-// E2M1: with an exponent of 126 more, codes from 1.0 on are right; of the two below, 2 f - 1 is,
-// which is less than f there alone.
-float e2m1(uint nibble) {
-    float f = uintBitsToFloat(0x3F000000u + ((nibble & 7u) << 22));
+// Elements j and j + 4 of the eight in a word of E2M1 codes, as halves that are 2^-14 of the values: sign
+// and magnitude of E2M1 are those of a half, subnormals included. push_constants.h has the layout,
+// which makes this few instructions.
+uint e2m1_halves(uint word, uint j) {
+    return j == 0   ? word & 0x8E008E00u
+           : j == 1 ? word << 3 & 0x8E008E00u
+                    : word << 3 * j & 0x0E000E00u | word << j - 1 & 0x80008000u;
+}
+
+const float E2M1_FACTOR = HALVES ? 16384.0 : 1.0; // what two_e2m1 leaves out
+
+// The value of the lower half. With an exponent of 126 more, magnitudes from 1.0 on are right; of the two
+// below, 2 f - 1 is, which is less than f there alone.
+float e2m1(uint halves) {
+    float f = uintBitsToFloat(0x3F000000u + ((halves & 0x0E00u) << 13));
     float magnitude = min(f, fma(2.0, f, -1.0));
-    return uintBitsToFloat(floatBitsToUint(magnitude) | (nibble & 8u) << 28);
+    return uintBitsToFloat(floatBitsToUint(magnitude) | (halves & 0x8000u) << 16);
+}
+
+// Both values, 2^-14 of them where halves are precise.
+vec2 two_e2m1(uint word, uint j) {
+    uint halves = e2m1_halves(word, j);
+    return HALVES ? unpackHalf2x16(halves) : vec2(e2m1(halves), e2m1(halves >> 16));
 }
 
 // 2^(byte - 127); 0xFF is NaN. Byte 0, 2^-127, is a subnormal, which devices may take for 0.
@@ -32,13 +51,6 @@ int signed_byte(uint word, uint index) {
     return bitfieldExtract(int(word), int(8u * index), 8);
 }
 
-// 2^-14 of the values of nibbles j and j + 4, on their way through halves: sign and magnitude of E2M1
-// are those of a half, subnormals included.
-vec2 two_e2m1(uint word, uint j) {
-    uint magnitude = j < 3 ? word << 9 - 4 * j : word >> 3;
-    return unpackHalf2x16(magnitude & 0x0E000E00u | word << 12 - 4 * j & 0x80008000u);
-}
-
 // Products go through a piece in steps, so that few elements of x are in registers at a time.
 const uint STEP = LAYOUT == GPTOSS_DEVICE_MXFP4 ? 8 : PIECE;
 const uint STEPS_OF_PIECE = PIECE / STEP;
@@ -48,33 +60,51 @@ struct Piece {
     float scale;
 };
 
+// A word of scales of pieces has that of piece in its lower bits then.
+uint scale_bits(uint word, uint piece) {
+    return LAYOUT == GPTOSS_DEVICE_MXFP4 ? word >> 8 * (piece & 3u) & 255u : word >> 16 * (piece >> 1 & 1u);
+}
+
+float scale_from(uint bits) {
+    return LAYOUT == GPTOSS_DEVICE_MXFP4 ? e8m0(bits) : unpackHalf2x16(bits).x;
+}
+
+// Which word of a row's scales.
+uint scale_word(uint piece) {
+    return piece >> 2; // four bytes, or two halves of two pieces each
+}
+
+float scale_at(uvec2 scales, uint row, uint piece) {
+    if (LAYOUT != GPTOSS_DEVICE_MXFP4 && LAYOUT != GPTOSS_DEVICE_Q8)
+        return 1;
+    return scale_from(scale_bits(Words(scales).at[row * SCALE_WORDS + scale_word(piece)], piece));
+}
+
+// Loads of these stay before the barrier that they come before; those of readonly memory are moved to
+// where they are used, where each is waited for.
+layout(buffer_reference, std430, buffer_reference_align = 16) buffer Stream { uvec4 at[]; };
+
 Piece load_weight(uvec2 weight, uvec2 scales, uint row, uint piece) {
-    uint at = row * PIECES + piece;
-    float scale = 1;
-    if (LAYOUT == GPTOSS_DEVICE_MXFP4)
-        scale = e8m0(Words(scales).at[at >> 2] >> 8 * (at & 3u) & 255u) * (HALVES ? 16384 : 1);
-    else if (LAYOUT == GPTOSS_DEVICE_Q8)
-        scale = half_at(scales, at >> 1);
-    return Piece(Pieces(weight).at[at], scale);
+    float factor = LAYOUT == GPTOSS_DEVICE_MXFP4 ? E2M1_FACTOR : 1;
+    return Piece(Stream(weight).at[row * PIECES + piece], scale_at(scales, row, piece) * factor);
 }
 
 // sum + the products of a step's elements, without the scale, and v.
 float dot_step(uvec4 codes, uint step, float v[16], float sum) {
     if (LAYOUT == GPTOSS_DEVICE_MXFP4) {
-        uint word = codes[step];
-        if (HALVES) {
-            [[unroll]] for (uint j = 0; j < 4; ++j) {
-                vec2 pair = two_e2m1(word, j);
-                sum = fma(pair.x, v[j], fma(pair.y, v[j + 4], sum));
-            }
-        } else {
-            [[unroll]] for (uint j = 0; j < 8; ++j)
-                sum = fma(e2m1(word >> 4 * j), v[j], sum);
+        [[unroll]] for (uint j = 0; j < 4; ++j) {
+            vec2 pair = two_e2m1(codes[step], j);
+            sum = fma(pair.x, v[j], fma(pair.y, v[j + 4], sum));
         }
     } else if (LAYOUT == GPTOSS_DEVICE_Q8) {
-        [[unroll]] for (uint i = 0; i < 4; ++i)
-            [[unroll]] for (uint j = 0; j < 4; ++j)
-                sum = fma(float(signed_byte(codes[i], j)), v[4 * i + j], sum);
+        [[unroll]] for (uint i = 0; i < 4; ++i) {
+            // 1024 + 128 + the byte is a half, whose lowest bits are those of the byte.
+            uint word = codes[i] ^ 0x80808080u;
+            vec2 even = unpackHalf2x16(word & 0x00FF00FFu | 0x64006400u) - 1152.0;
+            vec2 odd = unpackHalf2x16(word >> 8 & 0x00FF00FFu | 0x64006400u) - 1152.0;
+            sum = fma(even.x, v[4 * i], fma(odd.x, v[4 * i + 1], sum));
+            sum = fma(even.y, v[4 * i + 2], fma(odd.y, v[4 * i + 3], sum));
+        }
     } else if (LAYOUT == GPTOSS_DEVICE_F32) {
         [[unroll]] for (uint i = 0; i < 4; ++i)
             sum = fma(uintBitsToFloat(codes[i]), v[i], sum);
@@ -127,12 +157,15 @@ void decode_piece(uvec2 weight, uvec2 scales, uint row, uint piece, out float w[
             w[2 * i + 1] = uintBitsToFloat(codes[i] & 0xFFFF0000u);
         }
     } else if (LAYOUT == GPTOSS_DEVICE_MXFP4) {
-        float scale = e8m0(Words(scales).at[at >> 2] >> 8 * (at & 3u) & 255u);
+        float scale = scale_at(scales, row, piece) * E2M1_FACTOR;
         [[unroll]] for (uint i = 0; i < 4; ++i)
-            [[unroll]] for (uint j = 0; j < 8; ++j)
-                w[8 * i + j] = scale * e2m1(codes[i] >> 4 * j);
+            [[unroll]] for (uint j = 0; j < 4; ++j) {
+                vec2 pair = two_e2m1(codes[i], j);
+                w[8 * i + j] = scale * pair.x;
+                w[8 * i + j + 4] = scale * pair.y;
+            }
     } else {
-        float scale = half_at(scales, at >> 1);
+        float scale = scale_at(scales, row, piece);
         [[unroll]] for (uint i = 0; i < 4; ++i)
             [[unroll]] for (uint j = 0; j < 4; ++j)
                 w[4 * i + j] = scale * float(signed_byte(codes[i], j));
