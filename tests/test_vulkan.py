@@ -166,7 +166,7 @@ TINY_MOE = Spec(num_layers=2, hidden_size=32, intermediate_size=32, num_heads=2,
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 @pytest.mark.parametrize("sizes", [(64, 65, 63, 64, 1, 1), (254, 1, 1, 1, 1), (260, 2, 9)])
 def test_around_tiles_and_parts(family: str, sizes: tuple[int, ...], tmp_path: Path) -> None:
-    """64 tokens are a tile of a product, 256 keys a part of attention."""
+    """64 tokens are a tile of a product."""
     print(f"seed {SEED}")
     rng = np.random.default_rng(SEED)
     if family == "llama":
@@ -183,6 +183,54 @@ def test_around_tiles_and_parts(family: str, sizes: tuple[int, ...], tmp_path: P
             start = pair[0].position
             chunk = tokens[start : start + size]
             feed_both(pair, chunk, TOLERANCE["f32"], f"{start}+{size}")
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "kv_heads", "kv"),
+    [
+        (2, 3, 1, "f16"),
+        (6, 7, 1, "f32"),
+        (8, 8, 1, "f16"),
+        (16, 16, 1, "f16"),
+        (20, 9, 3, "f16"),
+        (64, 8, 1, "f16"),
+        (64, 2, 2, "f32"),
+        (96, 4, 2, "f16"),
+        (128, 4, 1, "f16"),
+        (256, 3, 1, "f16"),
+        (1024, 2, 1, "f32"),
+    ],
+)
+def test_attention_of_shapes(
+    head_dim: int, heads: int, kv_heads: int, kv: str, tmp_path: Path
+) -> None:
+    """Rows whose keys are one tile of attention, several, or more than it has parts; few rows and
+    many."""
+    print(f"seed {SEED}")
+    spec = Spec(
+        hidden_size=32,
+        intermediate_size=32,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        window=150,
+        max_positions=2048,
+    )
+    path = write_model(tmp_path / "m", spec, np.random.default_rng(SEED))
+    # A tile of attention is 8192 elements, or 1024 keys; a row has up to 48 parts.
+    length = 500 if head_dim > 512 else 1700 if head_dim in (8, 256) else 1100
+    with (
+        gptoss.Model(path, device="vulkan", precision="fp32") as model,
+        gptoss.Model(path) as reference,
+    ):
+        pair = [open_generator(m, length, kv_dtype=kv) for m in (model, reference)]
+        tokens = random_tokens(model, length, SEED)
+        for generator in pair:
+            generator.prefill(tokens[: length - 320])
+        for size in (260, 32, 1, 1):
+            start = pair[0].position
+            what = f"{head_dim}, {start}+{size}"
+            feed_both(pair, tokens[start : start + size], TOLERANCE[kv], what)
 
 
 def test_prefill_steps_and_again(tmp_path: Path) -> None:

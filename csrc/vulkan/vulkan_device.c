@@ -108,9 +108,7 @@ static enum gptoss_status read_properties(struct gptoss_vulkan_device *device,
     device->max_allocation_bytes = maintenance.maxMemoryAllocationSize;
     device->is_software = properties.properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
     device->subgroup_size = subgroup.subgroupSize;
-    const VkSubgroupFeatureFlags shuffles =
-        VK_SUBGROUP_FEATURE_SHUFFLE_BIT | VK_SUBGROUP_FEATURE_VOTE_BIT;
-    device->has_shuffles = (subgroup.supportedOperations & shuffles) == shuffles;
+    device->has_votes = (subgroup.supportedOperations & VK_SUBGROUP_FEATURE_VOTE_BIT) != 0;
     device->keeps_subnormal_halves = floats.shaderDenormPreserveFloat16;
     device->max_workgroup = limits->maxComputeWorkGroupInvocations;
     device->max_shared_bytes = limits->maxComputeSharedMemorySize;
@@ -118,11 +116,12 @@ static enum gptoss_status read_properties(struct gptoss_vulkan_device *device,
     device->timestamp_nanoseconds = limits->timestampPeriod;
     if (properties.properties.apiVersion < VK_API_VERSION_1_2)
         return lacks(device, "Vulkan 1.2", error);
-    const VkSubgroupFeatureFlags needed =
-        VK_SUBGROUP_FEATURE_ARITHMETIC_BIT | VK_SUBGROUP_FEATURE_BALLOT_BIT;
+    const VkSubgroupFeatureFlags needed = VK_SUBGROUP_FEATURE_ARITHMETIC_BIT |
+                                          VK_SUBGROUP_FEATURE_BALLOT_BIT |
+                                          VK_SUBGROUP_FEATURE_SHUFFLE_BIT;
     if ((subgroup.supportedOperations & needed) != needed ||
         !(subgroup.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT))
-        return lacks(device, "sums and ballots over subgroups in compute shaders", error);
+        return lacks(device, "sums, ballots and shuffles over subgroups in compute shaders", error);
     if (device->max_workgroup < 256 || device->max_shared_bytes < 32768)
         return lacks(device, "workgroups of 256 with 32 KiB of shared memory", error);
 
@@ -185,7 +184,7 @@ static bool has_matrix_shape(const struct gptoss_vulkan_device *device) {
 static bool find_matrices(const struct gptoss_vulkan_device *device) {
     if (!has_extension(device, VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME) ||
         device->loader.GetPhysicalDeviceCooperativeMatrixPropertiesKHR == NULL ||
-        !device->keeps_subnormal_halves || !device->has_shuffles || device->subgroup_size != 32 ||
+        !device->keeps_subnormal_halves || !device->has_votes || device->subgroup_size != 32 ||
         device->max_shared_bytes < 48 * 1024)
         return false;
     VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrices = {

@@ -68,12 +68,12 @@ void load_queries() {
         line_scale[id] *= push.scale;
 }
 
-void load_keys(gptoss_device_slot slot, uint first, uint end) {
+void load_keys(gptoss_device_row entry, uint first, uint end) {
     for (uint i = gl_LocalInvocationID.x; i < 2 * KEYS * HEAD_DIM / 8; i += WORKGROUP) {
         uint line = i / (HEAD_DIM / 8), part = i % (HEAD_DIM / 8);
         uint plane = line / KEYS, key = first + line % KEYS;
         uint head = (push.layer * 2 + plane) * push.num_kv_heads + kv_head;
-        uvec2 base = advance(slot.cache, head, slot.capacity * HEAD_DIM * 2);
+        uvec2 base = advance(entry.cache, head, entry.capacity * HEAD_DIM * 2);
         tile[line * STRIDE + part] =
             key < end ? Pieces(base).at[key * (HEAD_DIM / 8) + part] : uvec4(0);
     }
@@ -84,7 +84,6 @@ void main() {
     first_row = gl_WorkGroupID.x * ROWS;
     kv_head = gl_WorkGroupID.y;
     gptoss_device_row entry = Rows(push.rows).at[first_row];
-    gptoss_device_slot slot = Slots(push.slots).at[entry.slot];
     uint num_rows = min(ROWS, push.num_rows - first_row);
     uint position = uint(entry.position), end = position + num_rows;
     uint first = push.window > 0 && position + 1 > push.window ? position + 1 - push.window : 0;
@@ -108,7 +107,7 @@ void main() {
 
     for (uint start = first / KEYS * KEYS; start < end; start += KEYS) {
         barrier();
-        load_keys(slot, start, end);
+        load_keys(entry, start, end);
         barrier();
         coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator> products[2];
         [[unroll]] for (uint j = 0; j < 2; ++j) {

@@ -18,9 +18,6 @@ layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer Pi
 layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer Rows {
     gptoss_device_row at[];
 };
-layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer Slots {
-    gptoss_device_slot at[];
-};
 
 bool is_absent(uvec2 address) {
     return address == uvec2(0);

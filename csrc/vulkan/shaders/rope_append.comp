@@ -24,12 +24,11 @@ float rotated(uint row, uint i) {
 }
 
 void append(gptoss_device_row entry, uint plane, uint head, uint i, float value, float next) {
-    gptoss_device_slot slot = Slots(push.slots).at[entry.slot];
-    uint bytes = slot.is_f32 != 0 ? 4 : 2;
+    uint bytes = entry.is_f32 != 0 ? 4 : 2;
     uint line = ((push.layer * 2 + plane) * push.num_kv_heads + head);
-    uvec2 base = advance(slot.cache, line, slot.capacity * HEAD_DIM * bytes);
+    uvec2 base = advance(entry.cache, line, entry.capacity * HEAD_DIM * bytes);
     uint at = uint(entry.position) * HEAD_DIM + i;
-    if (slot.is_f32 != 0) {
+    if (entry.is_f32 != 0) {
         Floats(base).at[at] = value;
         Floats(base).at[at + 1] = next;
     } else {
