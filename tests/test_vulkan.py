@@ -233,6 +233,30 @@ def test_attention_of_shapes(
             feed_both(pair, tokens[start : start + size], TOLERANCE[kv], what)
 
 
+ROUTED: dict[str, Write] = {
+    "f32-tails": hf(
+        Spec(hidden_size=50, num_experts=5, num_layers=1, expert_dtype="F32", dense_dtype="F32")
+    ),
+    "bf16-few-columns": hf(Spec(hidden_size=68, num_experts=300, num_layers=1, expert_dtype="F16")),
+    "bf16": hf(Spec(num_experts=140, experts_per_token=5, num_layers=1)),
+    "q8_0": gguf(Spec(hidden_size=160, num_experts=9, num_layers=1), "q8_0"),
+    "k-quants": mixed(WIDE, K_TYPES),
+}
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_many_rows_are_routed(name: str, tmp_path: Path) -> None:
+    """More than 64 share workgroups, unless there are more than 256 experts."""
+    print(f"seed {SEED}")
+    path = ROUTED[name](tmp_path / "model", np.random.default_rng([SEED, *name.encode()]))
+    with (
+        gptoss.Model(path, device="vulkan", precision="fp32") as model,
+        gptoss.Model(path) as reference,
+    ):
+        pair = [open_generator(m, 128, kv_dtype="f32") for m in (model, reference)]
+        feed_both(pair, random_tokens(model, 101, SEED), TOLERANCE["f32"], name)
+
+
 def test_prefill_steps_and_again(tmp_path: Path) -> None:
     """Steps and blocks agree within the tolerance; the same calls give the same bits."""
     print(f"seed {SEED}")

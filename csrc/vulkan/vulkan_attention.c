@@ -2,7 +2,6 @@
 #include "status.h"
 #include "vulkan/vulkan_backend.h"
 
-#define ROPE_WORKGROUP 64
 #define WORKGROUP 256
 #define MAX_HEAD_DIM 1024
 #define MAX_HEADS 8 /* of a workgroup */
@@ -30,6 +29,9 @@ enum gptoss_status gptoss_vulkan_rope_append(struct gptoss_backend *base,
     if (backend->is_loading)
         return check_head_dim(backend, operation->head_dim);
     backend->norm_of = NULL;
+    /* As many as give each thread four elements. */
+    uint32_t head_dim = (uint32_t)operation->head_dim;
+    uint32_t heads = head_dim < 4 * WORKGROUP ? 4 * WORKGROUP / head_dim : 1;
     const struct gptoss_rope_push push = {
         .rows = gptoss_vulkan_table(backend)->rows,
         .queries = gptoss_address_of(operation->queries),
@@ -45,10 +47,12 @@ enum gptoss_status gptoss_vulkan_rope_append(struct gptoss_backend *base,
     return gptoss_vulkan_dispatch(
         backend,
         &(struct gptoss_dispatch){
-            .key = {GPTOSS_SHADER_rope_append, {ROPE_WORKGROUP, (uint32_t)operation->head_dim}},
+            .key = {GPTOSS_SHADER_rope_append, {WORKGROUP, head_dim, heads}},
             .push = &push,
             .push_bytes = sizeof push,
-            .groups = {table->num_rows, operation->num_heads + 2 * operation->num_kv_heads, 1},
+            .groups = {table->num_rows,
+                       gptoss_ceil_div(operation->num_heads + 2 * operation->num_kv_heads, heads),
+                       1},
         });
 }
 

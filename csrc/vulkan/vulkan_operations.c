@@ -146,8 +146,9 @@ static enum gptoss_status norm_push(struct gptoss_vulkan_backend *backend,
 
 static enum gptoss_status dispatch_norm(struct gptoss_vulkan_backend *backend,
                                         const struct gptoss_norm_push *push, int64_t num_rows) {
+    uint32_t width = push->num_columns % 4 == 0 ? 4 : 1;
     return gptoss_vulkan_dispatch(backend, &(struct gptoss_dispatch){
-                                               .key = {GPTOSS_SHADER_norm, {WORKGROUP}},
+                                               .key = {GPTOSS_SHADER_norm, {WORKGROUP, width}},
                                                .push = push,
                                                .push_bytes = sizeof *push,
                                                .groups = {num_rows, 1, 1},

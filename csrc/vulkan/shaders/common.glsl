@@ -32,6 +32,18 @@ uvec2 advance(uvec2 address, uint count, uint bytes) {
     return address;
 }
 
+// Elements of lines whose lengths `width` divides: 1 or 4 of them.
+vec4 load_columns(uvec2 address, uint at, uint width) {
+    return width == 4 ? Vectors(address).at[at / 4] : vec4(Floats(address).at[at], 0, 0, 0);
+}
+
+void store_columns(uvec2 address, uint at, uint width, vec4 v) {
+    if (width == 4)
+        Vectors(address).at[at / 4] = v;
+    else
+        Floats(address).at[at] = v.x;
+}
+
 // IEEE binary16 bits, round to nearest even: what packHalf2x16 does not promise.
 uint f16_bits(float value) {
     uint bits = floatBitsToUint(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;

@@ -32,6 +32,7 @@
 #define GPTOSS_ATTENTION_STEPS 4
 #define GPTOSS_ATTENTION_POOL 4608
 #define GPTOSS_ATTENTION_PARTS 48
+#define GPTOSS_ROUTE_ROWS 8 /* of a workgroup, where there are many */
 /* Tokens and weight rows of a tile of a panel product. */
 #define GPTOSS_TILE_TOKENS 64
 #define GPTOSS_TILE_ROWS 64
@@ -103,7 +104,7 @@ struct gptoss_attention_push {
 
 struct gptoss_route_push {
     uint64_t x, gain, weight, scales, bias, normed, logits, experts, weights, counters;
-    uint32_t num_experts, num_chosen;
+    uint32_t num_rows, num_experts, num_chosen;
     float epsilon;
 };
 
