@@ -159,6 +159,27 @@ def test_fp16_is_near(name: str, tmp_path: Path) -> None:
                 feed_both(pair, tokens[first:end], 5e-2, f"{name}, kv {kv}, {first}:{end}")
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "kv_heads"), [(64, 8, 1), (32, 6, 2), (48, 2, 2), (128, 4, 1)]
+)
+def test_fp16_attention_of_shapes(head_dim: int, heads: int, kv_heads: int, tmp_path: Path) -> None:
+    """Tiles that rows see, see in part and do not see, and a maximum that grows within."""
+    print(f"seed {SEED}")
+    spec = Spec(
+        num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, window=100, max_positions=512
+    )
+    path = write_model(tmp_path / "m", spec, np.random.default_rng(SEED))
+    try:
+        model = gptoss.Model(path, device="vulkan", precision="fp16")
+    except gptoss.UnsupportedError as error:
+        pytest.skip(str(error))
+    with model, gptoss.Model(path) as reference:
+        tokens = random_tokens(model, 400, SEED)
+        pair = [open_generator(m, 400, kv_dtype="f16") for m in (model, reference)]
+        for first, end in ((0, 170), (170, 211), (211, 400)):
+            feed_both(pair, tokens[first:end], 5e-2, f"{head_dim}, {first}:{end}")
+
+
 TINY = Llama(num_layers=1, hidden_size=32, num_heads=2, num_kv_heads=1, intermediate_size=32)
 TINY_MOE = Spec(num_layers=2, hidden_size=32, intermediate_size=32, num_heads=2, num_kv_heads=1)
 

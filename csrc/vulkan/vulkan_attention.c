@@ -5,10 +5,17 @@
 #define WORKGROUP 256
 #define MAX_HEAD_DIM 1024
 #define MAX_HEADS 8 /* of a workgroup */
-/* On cooperative matrices: lines of queries of a workgroup, and the largest head. */
+/* On cooperative matrices: matrices of lines of a subgroup, keys of a tile, matrices of keys whose
+ * scores are held, for heads up to LARGE_HEAD_DIM; others take the smallest. */
 #define PANEL_WORKGROUP 128
-#define PANEL_LINES 64
+#define PANEL_LINE_PARTS 1
+#define PANEL_KEYS 64
+#define PANEL_CHUNK 2
+#define LARGE_HEAD_DIM 64
+#define MIN_PANEL_WORKGROUP 128
+#define MIN_PANEL_KEYS 32
 #define MAX_PANEL_HEAD_DIM 128
+#define MAX_PANEL_GROUP (MIN_PANEL_WORKGROUP / 2) /* 16 lines of a subgroup of 32 */
 /* Rows up to which the parts of a context go to workgroups of their own. */
 #define MAX_SPLIT_ROWS 32
 
@@ -89,15 +96,20 @@ static int64_t count_parts(const struct gptoss_vulkan_backend *backend, int32_t 
 static enum gptoss_status attend_panel(struct gptoss_vulkan_backend *backend,
                                        struct gptoss_attention_push *push, int64_t num_rows,
                                        uint32_t head_dim, uint32_t group) {
+    bool is_large = head_dim > LARGE_HEAD_DIM;
+    uint32_t workgroup = is_large ? MIN_PANEL_WORKGROUP : PANEL_WORKGROUP;
+    uint32_t line_parts = is_large ? 1 : PANEL_LINE_PARTS;
+    uint32_t keys = is_large ? MIN_PANEL_KEYS : PANEL_KEYS;
+    uint32_t lines = workgroup / 2 * line_parts;
     push->num_rows = (uint32_t)num_rows;
     return gptoss_vulkan_dispatch(
-        backend,
-        &(struct gptoss_dispatch){
-            .key = {GPTOSS_SHADER_attention_panel, {PANEL_WORKGROUP, head_dim, group}},
-            .push = push,
-            .push_bytes = sizeof *push,
-            .groups = {gptoss_ceil_div(num_rows, PANEL_LINES / group), push->num_kv_heads, 1},
-        });
+        backend, &(struct gptoss_dispatch){
+                     .key = {GPTOSS_SHADER_attention_panel,
+                             {workgroup, head_dim, group, line_parts, keys, PANEL_CHUNK}},
+                     .push = push,
+                     .push_bytes = sizeof *push,
+                     .groups = {gptoss_ceil_div(num_rows, lines / group), push->num_kv_heads, 1},
+                 });
 }
 
 static enum gptoss_status attend_rows(struct gptoss_vulkan_backend *backend,
@@ -153,7 +165,7 @@ enum gptoss_status gptoss_vulkan_attention(struct gptoss_backend *base,
     };
     if (backend->is_f16 && backend->is_one_run && !backend->has_f32 &&
         table->num_rows > MAX_SPLIT_ROWS && head_dim % 16 == 0 && head_dim <= MAX_PANEL_HEAD_DIM &&
-        group <= PANEL_LINES)
+        group <= MAX_PANEL_GROUP)
         return attend_panel(backend, &push, table->num_rows, head_dim, group);
     return attend_rows(backend, &push, table->num_rows, head_dim, group);
 }

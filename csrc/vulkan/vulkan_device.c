@@ -162,8 +162,8 @@ static bool has_extension(const struct gptoss_vulkan_device *device, const char 
     return false;
 }
 
-/* Whether the shape that matrix_panel.comp multiplies is among the device's. */
-static bool has_matrix_shape(const struct gptoss_vulkan_device *device) {
+/* Whether the device multiplies 16 x 16 x 16 of float16. sums: 0: in float16, 1: in float32. */
+static bool has_matrix_shape(const struct gptoss_vulkan_device *device, int32_t sums) {
     VkCooperativeMatrixPropertiesKHR shapes[64];
     uint32_t count = 64;
     for (uint32_t i = 0; i < count; ++i)
@@ -174,7 +174,8 @@ static bool has_matrix_shape(const struct gptoss_vulkan_device *device) {
     for (uint32_t i = 0; (result == VK_SUCCESS || result == VK_INCOMPLETE) && i < count; ++i) {
         const VkCooperativeMatrixPropertiesKHR *shape = &shapes[i];
         if (shape->MSize == 16 && shape->NSize == 16 && shape->KSize == 16 && shape->AType == 0 &&
-            shape->BType == 0 && shape->CType == 1 && shape->ResultType == 1 && shape->scope == 3)
+            shape->BType == 0 && shape->CType == sums && shape->ResultType == sums &&
+            shape->scope == 3)
             return true;
     }
     return false;
@@ -195,7 +196,7 @@ static bool find_matrices(const struct gptoss_vulkan_device *device) {
                                           .pNext = &features12};
     device->loader.GetPhysicalDeviceFeatures2(device->physical, &features);
     return matrices.cooperativeMatrix && features12.shaderFloat16 && features12.vulkanMemoryModel &&
-           has_matrix_shape(device);
+           has_matrix_shape(device, 1) && has_matrix_shape(device, 0);
 }
 
 static enum gptoss_status create_device(struct gptoss_vulkan_device *device,

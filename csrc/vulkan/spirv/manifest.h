@@ -1,7 +1,7 @@
 /* Made by scripts/shaders: SHA-256 of source and includes, of SPIR-V. */
 /* activate: 08c99c6e2b21deea785fa96d5c1f2c1a e7414775b3ecd03f7ece7384e9adc46a */
 /* attention: ea4ccfa7645d6850b0585074e594100d 6faeafb41133498f8fc5e0074c86f0e8 */
-/* attention_panel: 89a47429c1caa2239d854b2109978e1c aed6371ef28a6e7752bd02f320f9f272 */
+/* attention_panel: 297af67271d6c4aee20d9ced52dd5b8e c0801ba1f22ba124084c9edc3451afe4 */
 /* embed: ee05ab3c41b20a0b036a84b671f99f64 53fcded8215c1ca19a3e7f604b709f46 */
 /* expert_down_rows: 4c0c9086a52fe8330b18893e8610bcd9 fa3c0de39d59e12be5e862f3907af008 */
 /* expert_sum: 3526d78e385293cb8b826ae9eff264bb 31f609cf0b80e5e7c6e1d5a31a40ee9b */
