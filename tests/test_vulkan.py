@@ -159,6 +159,27 @@ def test_fp16_is_near(name: str, tmp_path: Path) -> None:
                 feed_both(pair, tokens[first:end], 5e-2, f"{name}, kv {kv}, {first}:{end}")
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "kv_heads"), [(64, 8, 1), (32, 6, 2), (48, 2, 2), (128, 4, 1)]
+)
+def test_fp16_attention_of_shapes(head_dim: int, heads: int, kv_heads: int, tmp_path: Path) -> None:
+    """Tiles that rows see, see in part and do not see, and a maximum that grows within."""
+    print(f"seed {SEED}")
+    spec = Spec(
+        num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, window=100, max_positions=512
+    )
+    path = write_model(tmp_path / "m", spec, np.random.default_rng(SEED))
+    try:
+        model = gptoss.Model(path, device="vulkan", precision="fp16")
+    except gptoss.UnsupportedError as error:
+        pytest.skip(str(error))
+    with model, gptoss.Model(path) as reference:
+        tokens = random_tokens(model, 400, SEED)
+        pair = [open_generator(m, 400, kv_dtype="f16") for m in (model, reference)]
+        for first, end in ((0, 170), (170, 211), (211, 400)):
+            feed_both(pair, tokens[first:end], 5e-2, f"{head_dim}, {first}:{end}")
+
+
 TINY = Llama(num_layers=1, hidden_size=32, num_heads=2, num_kv_heads=1, intermediate_size=32)
 TINY_MOE = Spec(num_layers=2, hidden_size=32, intermediate_size=32, num_heads=2, num_kv_heads=1)
 
@@ -166,7 +187,7 @@ TINY_MOE = Spec(num_layers=2, hidden_size=32, intermediate_size=32, num_heads=2,
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 @pytest.mark.parametrize("sizes", [(64, 65, 63, 64, 1, 1), (254, 1, 1, 1, 1), (260, 2, 9)])
 def test_around_tiles_and_parts(family: str, sizes: tuple[int, ...], tmp_path: Path) -> None:
-    """64 tokens are a tile of a product, 256 keys a part of attention."""
+    """64 tokens are a tile of a product."""
     print(f"seed {SEED}")
     rng = np.random.default_rng(SEED)
     if family == "llama":
@@ -183,6 +204,78 @@ def test_around_tiles_and_parts(family: str, sizes: tuple[int, ...], tmp_path: P
             start = pair[0].position
             chunk = tokens[start : start + size]
             feed_both(pair, chunk, TOLERANCE["f32"], f"{start}+{size}")
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "kv_heads", "kv"),
+    [
+        (2, 3, 1, "f16"),
+        (6, 7, 1, "f32"),
+        (8, 8, 1, "f16"),
+        (16, 16, 1, "f16"),
+        (20, 9, 3, "f16"),
+        (64, 8, 1, "f16"),
+        (64, 2, 2, "f32"),
+        (96, 4, 2, "f16"),
+        (128, 4, 1, "f16"),
+        (256, 3, 1, "f16"),
+        (1024, 2, 1, "f32"),
+    ],
+)
+def test_attention_of_shapes(
+    head_dim: int, heads: int, kv_heads: int, kv: str, tmp_path: Path
+) -> None:
+    """Rows whose keys are one tile of attention, several, or more than it has parts; few rows and
+    many."""
+    print(f"seed {SEED}")
+    spec = Spec(
+        hidden_size=32,
+        intermediate_size=32,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        window=150,
+        max_positions=2048,
+    )
+    path = write_model(tmp_path / "m", spec, np.random.default_rng(SEED))
+    # A tile of attention is 8192 elements, or 1024 keys; a row has up to 48 parts.
+    length = 500 if head_dim > 512 else 1700 if head_dim in (8, 256) else 1100
+    with (
+        gptoss.Model(path, device="vulkan", precision="fp32") as model,
+        gptoss.Model(path) as reference,
+    ):
+        pair = [open_generator(m, length, kv_dtype=kv) for m in (model, reference)]
+        tokens = random_tokens(model, length, SEED)
+        for generator in pair:
+            generator.prefill(tokens[: length - 320])
+        for size in (260, 32, 1, 1):
+            start = pair[0].position
+            what = f"{head_dim}, {start}+{size}"
+            feed_both(pair, tokens[start : start + size], TOLERANCE[kv], what)
+
+
+ROUTED: dict[str, Write] = {
+    "f32-tails": hf(
+        Spec(hidden_size=50, num_experts=5, num_layers=1, expert_dtype="F32", dense_dtype="F32")
+    ),
+    "bf16-few-columns": hf(Spec(hidden_size=68, num_experts=300, num_layers=1, expert_dtype="F16")),
+    "bf16": hf(Spec(num_experts=140, experts_per_token=5, num_layers=1)),
+    "q8_0": gguf(Spec(hidden_size=160, num_experts=9, num_layers=1), "q8_0"),
+    "k-quants": mixed(WIDE, K_TYPES),
+}
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_many_rows_are_routed(name: str, tmp_path: Path) -> None:
+    """More than 64 share workgroups, unless there are more than 256 experts."""
+    print(f"seed {SEED}")
+    path = ROUTED[name](tmp_path / "model", np.random.default_rng([SEED, *name.encode()]))
+    with (
+        gptoss.Model(path, device="vulkan", precision="fp32") as model,
+        gptoss.Model(path) as reference,
+    ):
+        pair = [open_generator(m, 128, kv_dtype="f32") for m in (model, reference)]
+        feed_both(pair, random_tokens(model, 101, SEED), TOLERANCE["f32"], name)
 
 
 def test_prefill_steps_and_again(tmp_path: Path) -> None:

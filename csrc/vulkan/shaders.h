@@ -20,7 +20,8 @@
     X(product_rows)                                                                                \
     X(rope_append)                                                                                 \
     X(round_rows)                                                                                  \
-    X(route)
+    X(route)                                                                                       \
+    X(route_panel)
 
 enum gptoss_shader {
 #define GPTOSS_SHADER_ID(name) GPTOSS_SHADER_##name,

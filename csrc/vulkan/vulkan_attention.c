@@ -2,26 +2,30 @@
 #include "status.h"
 #include "vulkan/vulkan_backend.h"
 
-#define ROPE_WORKGROUP 64
 #define WORKGROUP 256
-/* Elements of queries, and of keys, in shared memory. */
-#define MAX_QUERY_ELEMENTS 2048
-#define MAX_KEY_ELEMENTS 4096
-#define MAX_KEYS 64
-/* On cooperative matrices: lines of queries of a workgroup, and the largest head. */
+#define MAX_HEAD_DIM 1024
+#define MAX_HEADS 8 /* of a workgroup */
+/* On cooperative matrices: matrices of lines of a subgroup, keys of a tile, matrices of keys whose
+ * scores are held, for heads up to LARGE_HEAD_DIM; others take the smallest. */
 #define PANEL_WORKGROUP 128
-#define PANEL_LINES 64
+#define PANEL_LINE_PARTS 1
+#define PANEL_KEYS 64
+#define PANEL_CHUNK 2
+#define LARGE_HEAD_DIM 64
+#define MIN_PANEL_WORKGROUP 128
+#define MIN_PANEL_KEYS 32
 #define MAX_PANEL_HEAD_DIM 128
+#define MAX_PANEL_GROUP (MIN_PANEL_WORKGROUP / 2) /* 16 lines of a subgroup of 32 */
 /* Rows up to which the parts of a context go to workgroups of their own. */
 #define MAX_SPLIT_ROWS 32
 
 static enum gptoss_status check_head_dim(struct gptoss_vulkan_backend *backend, int32_t head_dim) {
-    if (head_dim % 2 == 0 && head_dim <= MAX_KEY_ELEMENTS)
+    if (head_dim % 2 == 0 && head_dim <= MAX_HEAD_DIM)
         return GPTOSS_OK;
     return gptoss_error_set(&backend->error, GPTOSS_ERROR_UNSUPPORTED,
                             "heads of %d elements are not available on Vulkan devices, which take "
                             "even numbers up to %d; use device='cpu'",
-                            head_dim, MAX_KEY_ELEMENTS);
+                            head_dim, MAX_HEAD_DIM);
 }
 
 enum gptoss_status gptoss_vulkan_rope_append(struct gptoss_backend *base,
@@ -32,9 +36,11 @@ enum gptoss_status gptoss_vulkan_rope_append(struct gptoss_backend *base,
     if (backend->is_loading)
         return check_head_dim(backend, operation->head_dim);
     backend->norm_of = NULL;
+    /* As many as give each thread four elements. */
+    uint32_t head_dim = (uint32_t)operation->head_dim;
+    uint32_t heads = head_dim < 4 * WORKGROUP ? 4 * WORKGROUP / head_dim : 1;
     const struct gptoss_rope_push push = {
         .rows = gptoss_vulkan_table(backend)->rows,
-        .slots = gptoss_vulkan_table(backend)->slots,
         .queries = gptoss_address_of(operation->queries),
         .keys = gptoss_address_of(operation->keys),
         .values = gptoss_address_of(operation->values),
@@ -48,38 +54,90 @@ enum gptoss_status gptoss_vulkan_rope_append(struct gptoss_backend *base,
     return gptoss_vulkan_dispatch(
         backend,
         &(struct gptoss_dispatch){
-            .key = {GPTOSS_SHADER_rope_append, {ROPE_WORKGROUP, (uint32_t)operation->head_dim}},
+            .key = {GPTOSS_SHADER_rope_append, {WORKGROUP, head_dim, heads}},
             .push = &push,
             .push_bytes = sizeof push,
-            .groups = {table->num_rows, operation->num_heads + 2 * operation->num_kv_heads, 1},
+            .groups = {table->num_rows,
+                       gptoss_ceil_div(operation->num_heads + 2 * operation->num_kv_heads, heads),
+                       1},
         });
 }
 
-/* Parts that a row can see, at most: a power of two, so that recordings last. */
-static int64_t count_parts(const struct gptoss_vulkan_backend *backend, int32_t window) {
-    int64_t keys = backend->end_position;
-    int64_t parts = gptoss_ceil_div(keys, GPTOSS_ATTENTION_PART), count = 1;
-    if (window > 0) {
-        int64_t of_window = gptoss_ceil_div(window - 1, GPTOSS_ATTENTION_PART) + 1;
-        parts = parts < of_window ? parts : of_window;
-    }
-    while (count < parts)
+/* What attention.comp makes of a shape: keys of a tile, heads of a workgroup, and the outputs of
+ * these in memory. */
+struct row_shape {
+    uint32_t tile, heads, outputs;
+};
+
+static struct row_shape shape_rows(uint32_t head_dim, uint32_t group, uint32_t subgroup) {
+    uint32_t pieces = gptoss_ceil_div(head_dim, 8), lines = WORKGROUP / pieces;
+    uint32_t span = pieces & (~pieces + 1), heads = group < MAX_HEADS ? group : MAX_HEADS;
+    span = span < subgroup ? span : subgroup;
+    uint32_t groups = subgroup % pieces == 0 ? WORKGROUP / subgroup : lines;
+    uint32_t tile = GPTOSS_ATTENTION_STEPS * lines, scores = tile * (pieces / span);
+    while (heads > 1 && (groups * heads * 8 * pieces > GPTOSS_ATTENTION_POOL ||
+                         scores * (heads | 1) > GPTOSS_ATTENTION_POOL))
+        --heads;
+    heads = gptoss_ceil_div(group, gptoss_ceil_div(group, heads)); /* as even as can be */
+    return (struct row_shape){tile, heads, heads * 8 * pieces};
+}
+
+/* Parts that a row can have, at most: a power of two, so that recordings last. */
+static int64_t count_parts(const struct gptoss_vulkan_backend *backend, int32_t window,
+                           uint32_t tile) {
+    int64_t keys = backend->end_position, count = 1;
+    keys = window > 0 && window < keys ? window : keys;
+    int64_t tiles = gptoss_ceil_div(keys, tile);
+    while (count < tiles)
         count *= 2;
-    return count;
+    return count < GPTOSS_ATTENTION_PARTS ? count : GPTOSS_ATTENTION_PARTS;
 }
 
 static enum gptoss_status attend_panel(struct gptoss_vulkan_backend *backend,
                                        struct gptoss_attention_push *push, int64_t num_rows,
                                        uint32_t head_dim, uint32_t group) {
+    bool is_large = head_dim > LARGE_HEAD_DIM;
+    uint32_t workgroup = is_large ? MIN_PANEL_WORKGROUP : PANEL_WORKGROUP;
+    uint32_t line_parts = is_large ? 1 : PANEL_LINE_PARTS;
+    uint32_t keys = is_large ? MIN_PANEL_KEYS : PANEL_KEYS;
+    uint32_t lines = workgroup / 2 * line_parts;
     push->num_rows = (uint32_t)num_rows;
     return gptoss_vulkan_dispatch(
-        backend,
-        &(struct gptoss_dispatch){
-            .key = {GPTOSS_SHADER_attention_panel, {PANEL_WORKGROUP, head_dim, group}},
-            .push = push,
-            .push_bytes = sizeof *push,
-            .groups = {gptoss_ceil_div(num_rows, PANEL_LINES / group), push->num_kv_heads, 1},
-        });
+        backend, &(struct gptoss_dispatch){
+                     .key = {GPTOSS_SHADER_attention_panel,
+                             {workgroup, head_dim, group, line_parts, keys, PANEL_CHUNK}},
+                     .push = push,
+                     .push_bytes = sizeof *push,
+                     .groups = {gptoss_ceil_div(num_rows, lines / group), push->num_kv_heads, 1},
+                 });
+}
+
+static enum gptoss_status attend_rows(struct gptoss_vulkan_backend *backend,
+                                      struct gptoss_attention_push *push, int64_t num_rows,
+                                      uint32_t head_dim, uint32_t group) {
+    const struct row_shape shape = shape_rows(head_dim, group, backend->device.subgroup_size);
+    int64_t blocks = push->num_kv_heads * gptoss_ceil_div(group, shape.heads), num_parts = 1;
+    if (num_rows <= MAX_SPLIT_ROWS)
+        num_parts = count_parts(backend, (int32_t)push->window, shape.tile);
+    if (num_parts > 1) {
+        /* What a part leaves: outputs, maxima and totals, in whole vectors. */
+        uint64_t entry_bytes = gptoss_ceil_div(shape.outputs + 2 * shape.heads, 4) * 16;
+        GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_ATTENTION,
+                                         (uint64_t)(num_rows * blocks * num_parts) * entry_bytes,
+                                         &push->partial));
+        GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_COUNTERS,
+                                         (uint64_t)(num_rows * blocks) * sizeof(uint32_t),
+                                         &push->counters));
+        push->num_parts = (uint32_t)num_parts;
+    }
+    return gptoss_vulkan_dispatch(
+        backend, &(struct gptoss_dispatch){
+                     .key = {GPTOSS_SHADER_attention,
+                             {WORKGROUP, head_dim, shape.heads, num_parts > 1, backend->has_f32}},
+                     .push = push,
+                     .push_bytes = sizeof *push,
+                     .groups = {num_rows, blocks, num_parts},
+                 });
 }
 
 enum gptoss_status gptoss_vulkan_attention(struct gptoss_backend *base,
@@ -93,16 +151,8 @@ enum gptoss_status gptoss_vulkan_attention(struct gptoss_backend *base,
         return GPTOSS_OK;
     uint32_t head_dim = (uint32_t)operation->head_dim;
     uint32_t group = (uint32_t)(operation->num_heads / operation->num_kv_heads);
-    uint32_t heads = MAX_QUERY_ELEMENTS / head_dim, keys = MAX_KEY_ELEMENTS / head_dim;
-    heads = heads < group ? heads : group;
-    heads = heads < 16 ? heads : 16;
-    while ((keys & (keys - 1)) != 0) /* tiles divide a part */
-        keys &= keys - 1;
-    keys = keys < MAX_KEYS ? keys : MAX_KEYS;
-    int64_t pieces = operation->num_kv_heads * gptoss_ceil_div(group, heads);
     struct gptoss_attention_push push = {
         .rows = gptoss_vulkan_table(backend)->rows,
-        .slots = gptoss_vulkan_table(backend)->slots,
         .queries = gptoss_address_of(operation->queries),
         .sinks = sinks,
         .result = gptoss_address_of(operation->out),
@@ -113,27 +163,9 @@ enum gptoss_status gptoss_vulkan_attention(struct gptoss_backend *base,
         .window = (uint32_t)operation->window,
         .scale = operation->scale,
     };
-    if (backend->is_f16 && backend->is_one_run && table->num_rows > MAX_SPLIT_ROWS &&
-        head_dim % 16 == 0 && head_dim <= MAX_PANEL_HEAD_DIM && group <= PANEL_LINES)
+    if (backend->is_f16 && backend->is_one_run && !backend->has_f32 &&
+        table->num_rows > MAX_SPLIT_ROWS && head_dim % 16 == 0 && head_dim <= MAX_PANEL_HEAD_DIM &&
+        group <= MAX_PANEL_GROUP)
         return attend_panel(backend, &push, table->num_rows, head_dim, group);
-    bool split = table->num_rows <= MAX_SPLIT_ROWS;
-    int64_t num_parts = split ? count_parts(backend, operation->window) : 1;
-    split = split && num_parts > 1;
-    if (split) {
-        uint64_t num_bytes = (uint64_t)(table->num_rows * operation->num_heads * num_parts) *
-                             (head_dim + 2) * sizeof(float);
-        GPTOSS_TRY(
-            gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_ATTENTION, num_bytes, &push.partial));
-        GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_COUNTERS,
-                                         (uint64_t)(table->num_rows * pieces) * sizeof(uint32_t),
-                                         &push.counters));
-        push.num_parts = (uint32_t)num_parts;
-    }
-    return gptoss_vulkan_dispatch(
-        backend, &(struct gptoss_dispatch){
-                     .key = {GPTOSS_SHADER_attention, {WORKGROUP, head_dim, heads, keys, split}},
-                     .push = &push,
-                     .push_bytes = sizeof push,
-                     .groups = {table->num_rows, pieces, num_parts},
-                 });
+    return attend_rows(backend, &push, table->num_rows, head_dim, group);
 }

@@ -33,11 +33,11 @@ enum gptoss_vulkan_timer {
 #undef GPTOSS_TIMER_ID
 };
 
-/* Rows, slots and rotations of a pass, where the device finds them. */
+/* Rows and rotations of a pass, where the device finds them. */
 struct gptoss_vulkan_table {
     struct gptoss_vulkan_memory memory;
-    int64_t max_rows, max_slots, max_angles;          /* that there is room for */
-    uint64_t rows, slots, cosine, sine, list, random; /* addresses in it */
+    int64_t max_rows, max_angles;              /* that there is room for */
+    uint64_t rows, cosine, sine, list, random; /* addresses in it */
 };
 
 struct gptoss_vulkan_backend {
@@ -73,7 +73,8 @@ struct gptoss_vulkan_backend {
     struct gptoss_vulkan_memory deferred_results; /* the logits' rows, then the tokens */
     int64_t num_rows;                             /* of the pass */
     int64_t end_position;                         /* the largest of the pass, plus one */
-    bool is_one_run; /* whether its rows follow each other in one cache of float16 */
+    bool is_one_run; /* whether its rows follow each other in one cache */
+    bool has_f32;    /* whether any of its caches is float32 */
 
     struct gptoss_vulkan_memory scratch[GPTOSS_NUM_SCRATCHES];
     struct gptoss_vulkan_memory readback;
@@ -163,8 +164,7 @@ enum gptoss_status gptoss_vulkan_settle_norm(struct gptoss_vulkan_backend *backe
 
 /* Reserves the table that num_guesses tells. */
 enum gptoss_status gptoss_vulkan_reserve_table(struct gptoss_vulkan_backend *backend,
-                                               int64_t num_rows, int64_t num_slots,
-                                               int64_t num_angles);
+                                               int64_t num_rows, int64_t num_angles);
 
 /* ---- vulkan_guess.c ---- */
 
@@ -217,7 +217,7 @@ enum gptoss_status gptoss_vulkan_cache_copy(struct gptoss_cache *, const struct 
 /* Room for num_positions, which may move the rows; and where the device finds it. */
 enum gptoss_status gptoss_vulkan_cache_reserve(struct gptoss_vulkan_backend *backend,
                                                struct gptoss_cache *cache, int64_t num_positions);
-struct gptoss_device_slot gptoss_vulkan_cache_slot(const struct gptoss_cache *cache);
+void gptoss_vulkan_cache_locate(const struct gptoss_cache *cache, struct gptoss_device_row *row);
 int64_t gptoss_vulkan_cache_end(const struct gptoss_cache *cache);
 
 /* ---- how commands are listed ---- */

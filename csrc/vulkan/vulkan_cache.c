@@ -121,12 +121,10 @@ enum gptoss_status gptoss_vulkan_cache_reserve(struct gptoss_vulkan_backend *bac
     return GPTOSS_OK;
 }
 
-struct gptoss_device_slot gptoss_vulkan_cache_slot(const struct gptoss_cache *cache) {
-    return (struct gptoss_device_slot){
-        .cache = cache->memory.address,
-        .capacity = (uint32_t)cache->capacity,
-        .is_f32 = cache->shape.dtype == GPTOSS_DTYPE_F32,
-    };
+void gptoss_vulkan_cache_locate(const struct gptoss_cache *cache, struct gptoss_device_row *row) {
+    row->cache = cache->memory.address;
+    row->capacity = (uint32_t)cache->capacity;
+    row->is_f32 = cache->shape.dtype == GPTOSS_DTYPE_F32;
 }
 
 int64_t gptoss_vulkan_cache_end(const struct gptoss_cache *cache) {

@@ -108,9 +108,7 @@ static enum gptoss_status read_properties(struct gptoss_vulkan_device *device,
     device->max_allocation_bytes = maintenance.maxMemoryAllocationSize;
     device->is_software = properties.properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
     device->subgroup_size = subgroup.subgroupSize;
-    const VkSubgroupFeatureFlags shuffles =
-        VK_SUBGROUP_FEATURE_SHUFFLE_BIT | VK_SUBGROUP_FEATURE_VOTE_BIT;
-    device->has_shuffles = (subgroup.supportedOperations & shuffles) == shuffles;
+    device->has_votes = (subgroup.supportedOperations & VK_SUBGROUP_FEATURE_VOTE_BIT) != 0;
     device->keeps_subnormal_halves = floats.shaderDenormPreserveFloat16;
     device->max_workgroup = limits->maxComputeWorkGroupInvocations;
     device->max_shared_bytes = limits->maxComputeSharedMemorySize;
@@ -118,11 +116,12 @@ static enum gptoss_status read_properties(struct gptoss_vulkan_device *device,
     device->timestamp_nanoseconds = limits->timestampPeriod;
     if (properties.properties.apiVersion < VK_API_VERSION_1_2)
         return lacks(device, "Vulkan 1.2", error);
-    const VkSubgroupFeatureFlags needed =
-        VK_SUBGROUP_FEATURE_ARITHMETIC_BIT | VK_SUBGROUP_FEATURE_BALLOT_BIT;
+    const VkSubgroupFeatureFlags needed = VK_SUBGROUP_FEATURE_ARITHMETIC_BIT |
+                                          VK_SUBGROUP_FEATURE_BALLOT_BIT |
+                                          VK_SUBGROUP_FEATURE_SHUFFLE_BIT;
     if ((subgroup.supportedOperations & needed) != needed ||
         !(subgroup.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT))
-        return lacks(device, "sums and ballots over subgroups in compute shaders", error);
+        return lacks(device, "sums, ballots and shuffles over subgroups in compute shaders", error);
     if (device->max_workgroup < 256 || device->max_shared_bytes < 32768)
         return lacks(device, "workgroups of 256 with 32 KiB of shared memory", error);
 
@@ -163,8 +162,8 @@ static bool has_extension(const struct gptoss_vulkan_device *device, const char 
     return false;
 }
 
-/* Whether the shape that matrix_panel.comp multiplies is among the device's. */
-static bool has_matrix_shape(const struct gptoss_vulkan_device *device) {
+/* Whether the device multiplies 16 x 16 x 16 of float16. sums: 0: in float16, 1: in float32. */
+static bool has_matrix_shape(const struct gptoss_vulkan_device *device, int32_t sums) {
     VkCooperativeMatrixPropertiesKHR shapes[64];
     uint32_t count = 64;
     for (uint32_t i = 0; i < count; ++i)
@@ -175,7 +174,8 @@ static bool has_matrix_shape(const struct gptoss_vulkan_device *device) {
     for (uint32_t i = 0; (result == VK_SUCCESS || result == VK_INCOMPLETE) && i < count; ++i) {
         const VkCooperativeMatrixPropertiesKHR *shape = &shapes[i];
         if (shape->MSize == 16 && shape->NSize == 16 && shape->KSize == 16 && shape->AType == 0 &&
-            shape->BType == 0 && shape->CType == 1 && shape->ResultType == 1 && shape->scope == 3)
+            shape->BType == 0 && shape->CType == sums && shape->ResultType == sums &&
+            shape->scope == 3)
             return true;
     }
     return false;
@@ -185,7 +185,7 @@ static bool has_matrix_shape(const struct gptoss_vulkan_device *device) {
 static bool find_matrices(const struct gptoss_vulkan_device *device) {
     if (!has_extension(device, VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME) ||
         device->loader.GetPhysicalDeviceCooperativeMatrixPropertiesKHR == NULL ||
-        !device->keeps_subnormal_halves || !device->has_shuffles || device->subgroup_size != 32 ||
+        !device->keeps_subnormal_halves || !device->has_votes || device->subgroup_size != 32 ||
         device->max_shared_bytes < 48 * 1024)
         return false;
     VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrices = {
@@ -196,7 +196,7 @@ static bool find_matrices(const struct gptoss_vulkan_device *device) {
                                           .pNext = &features12};
     device->loader.GetPhysicalDeviceFeatures2(device->physical, &features);
     return matrices.cooperativeMatrix && features12.shaderFloat16 && features12.vulkanMemoryModel &&
-           has_matrix_shape(device);
+           has_matrix_shape(device, 1) && has_matrix_shape(device, 0);
 }
 
 static enum gptoss_status create_device(struct gptoss_vulkan_device *device,

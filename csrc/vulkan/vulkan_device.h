@@ -18,8 +18,8 @@ struct gptoss_vulkan_device {
     uint64_t max_allocation_bytes;
     uint32_t subgroup_size, max_workgroup, max_shared_bytes, max_groups;
     bool can_set_subgroup_size, is_software;
-    bool keeps_subnormal_halves, has_shuffles;
-    bool has_matrices; /* of float16, 16 x 16 x 16 with float32 sums, for subgroups of 32 */
+    bool keeps_subnormal_halves, has_votes;
+    bool has_matrices; /* of float16, 16 x 16 x 16, sums in float32 or float16, subgroups of 32 */
     float timestamp_nanoseconds;
     /* Of the device's memory: what this handle may take, 0 for all there is, and what it has. */
     uint64_t memory_limit;

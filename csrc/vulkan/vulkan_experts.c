@@ -6,6 +6,10 @@
 #define MAX_SINGLE_TOKENS 8
 #define DOWN_ROWS 2 /* of a subgroup */
 #define WORKGROUP 256
+/* Rows up to which each expert of each has a workgroup, and experts that are few enough for several
+ * rows in one. */
+#define MAX_SINGLE_ROUTES 64
+#define MAX_PANEL_EXPERTS 256
 #define MAX_DEVICE_EXPERTS 1024 /* what shared memory of route and group holds */
 
 enum gptoss_status gptoss_vulkan_route(struct gptoss_backend *base,
@@ -21,6 +25,7 @@ enum gptoss_status gptoss_vulkan_route(struct gptoss_backend *base,
         .logits = gptoss_address_of(operation->logits),
         .experts = gptoss_address_of(operation->experts),
         .weights = gptoss_address_of(operation->weights),
+        .num_rows = (uint32_t)table->num_rows,
         .num_experts = (uint32_t)operation->weight->num_rows,
         .num_chosen = (uint32_t)operation->num_chosen,
         .epsilon = operation->norm.epsilon,
@@ -38,16 +43,23 @@ enum gptoss_status gptoss_vulkan_route(struct gptoss_backend *base,
     backend->norm_of = NULL;
     push.weight = weight.data;
     push.scales = weight.scales;
-    GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_COUNTERS,
-                                     (uint64_t)table->num_rows * sizeof(uint32_t), &push.counters));
-    return gptoss_vulkan_dispatch(
-        backend, &(struct gptoss_dispatch){
-                     .key = {GPTOSS_SHADER_route,
-                             {WORKGROUP, weight.layout, weight.num_columns, push.num_experts}},
-                     .push = &push,
-                     .push_bytes = sizeof push,
-                     .groups = {table->num_rows, push.num_experts, 1},
-                 });
+    bool is_panel = table->num_rows > MAX_SINGLE_ROUTES && push.num_experts <= MAX_PANEL_EXPERTS;
+    struct gptoss_dispatch dispatch = {
+        .key = {is_panel ? GPTOSS_SHADER_route_panel : GPTOSS_SHADER_route,
+                {WORKGROUP, weight.layout, weight.num_columns, push.num_experts}},
+        .push = &push,
+        .push_bytes = sizeof push,
+        .groups = {table->num_rows, push.num_experts, 1},
+    };
+    if (is_panel) {
+        dispatch.groups[0] = gptoss_ceil_div(table->num_rows, GPTOSS_ROUTE_ROWS);
+        dispatch.groups[1] = 1;
+    } else {
+        GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_COUNTERS,
+                                         (uint64_t)table->num_rows * sizeof(uint32_t),
+                                         &push.counters));
+    }
+    return gptoss_vulkan_dispatch(backend, &dispatch);
 }
 
 /* Tiles of routes there can be at most. */
@@ -203,6 +215,7 @@ static enum gptoss_status down_panel(struct gptoss_vulkan_backend *backend,
     GPTOSS_TRY(
         find_groups(backend, num_routes, num_experts, &panel.push.routes, &panel.push.experts));
     GPTOSS_TRY(gptoss_vulkan_panel(backend, &panel));
+    uint32_t width = num_outs % 4 == 0 ? 4 : 1;
     const struct gptoss_sum_push sum = {
         .outputs = gptoss_address_of(operation->outputs),
         .weights = gptoss_address_of(operation->weights),
@@ -213,10 +226,10 @@ static enum gptoss_status down_panel(struct gptoss_vulkan_backend *backend,
     };
     return gptoss_vulkan_dispatch(
         backend, &(struct gptoss_dispatch){
-                     .key = {GPTOSS_SHADER_expert_sum, {WORKGROUP}},
+                     .key = {GPTOSS_SHADER_expert_sum, {WORKGROUP, width}},
                      .push = &sum,
                      .push_bytes = sizeof sum,
-                     .groups = {num_tokens, gptoss_ceil_div(num_outs, WORKGROUP), 1},
+                     .groups = {num_tokens, gptoss_ceil_div(num_outs, width * WORKGROUP), 1},
                  });
 }
 

@@ -70,7 +70,7 @@ enum gptoss_status gptoss_vulkan_guess(struct gptoss_backend *base,
     GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_GUESS,
                                      3 * GPTOSS_GUESS_PARTS * sizeof(uint32_t), &push.parts));
     ++backend->num_guesses; /* the next pass's table */
-    GPTOSS_TRY(gptoss_vulkan_reserve_table(backend, 1, table.max_slots, table.max_angles));
+    GPTOSS_TRY(gptoss_vulkan_reserve_table(backend, 1, table.max_angles));
     push.token = gptoss_vulkan_table(backend)->rows + offsetof(struct gptoss_device_row, token);
     backend->deferred[index].token = operation->token;
     GPTOSS_TRY(dispatch_stage(backend, GPTOSS_GUESS_MAXIMA, &push));

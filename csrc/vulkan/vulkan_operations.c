@@ -26,33 +26,27 @@ static int64_t largest(int64_t a, int64_t b) {
 }
 
 enum gptoss_status gptoss_vulkan_reserve_table(struct gptoss_vulkan_backend *backend,
-                                               int64_t num_rows, int64_t num_slots,
-                                               int64_t num_angles) {
+                                               int64_t num_rows, int64_t num_angles) {
     struct gptoss_vulkan_table *table = &backend->tables[backend->num_guesses];
-    if (num_rows <= table->max_rows && num_slots <= table->max_slots &&
-        num_angles <= table->max_angles)
+    if (num_rows <= table->max_rows && num_angles <= table->max_angles)
         return GPTOSS_OK;
     num_rows = largest(num_rows, table->max_rows);
-    num_slots = largest(num_slots, table->max_slots);
     num_angles = largest(num_angles, table->max_angles);
     uint64_t row_bytes = (uint64_t)num_rows * sizeof(struct gptoss_device_row);
-    uint64_t slot_bytes = (uint64_t)num_slots * sizeof(struct gptoss_device_slot);
     uint64_t angle_bytes = ((uint64_t)num_angles * sizeof(float) + 15) / 16 * 16;
     uint64_t list_bytes = (uint64_t)num_rows * sizeof(uint32_t);
     GPTOSS_TRY(gptoss_vulkan_flush(backend));
     gptoss_vulkan_forget(&backend->queue);
     gptoss_vulkan_memory_release(&backend->device, &table->memory);
     *table = (struct gptoss_vulkan_table){0};
-    GPTOSS_TRY(gptoss_vulkan_memory_create(&backend->device, GPTOSS_VULKAN_INPUT,
-                                           row_bytes + slot_bytes + 2 * angle_bytes + list_bytes +
-                                               sizeof(uint32_t),
-                                           "the table of rows", &table->memory, &backend->error));
+    GPTOSS_TRY(
+        gptoss_vulkan_memory_create(&backend->device, GPTOSS_VULKAN_INPUT,
+                                    row_bytes + 2 * angle_bytes + list_bytes + sizeof(uint32_t),
+                                    "the table of rows", &table->memory, &backend->error));
     table->max_rows = num_rows;
-    table->max_slots = num_slots;
     table->max_angles = num_angles;
     table->rows = table->memory.address;
-    table->slots = table->rows + row_bytes;
-    table->cosine = table->slots + slot_bytes;
+    table->cosine = table->rows + row_bytes;
     table->sine = table->cosine + angle_bytes;
     table->list = table->sine + angle_bytes;
     table->random = table->list + list_bytes;
@@ -62,32 +56,30 @@ enum gptoss_status gptoss_vulkan_reserve_table(struct gptoss_vulkan_backend *bac
 /* Room in the caches, and the table where the device finds it. num_angles: of a row. */
 static enum gptoss_status write_table(struct gptoss_vulkan_backend *backend,
                                       const struct gptoss_row_table *table) {
-    int64_t num_slots = 0;
     backend->end_position = 0;
     for (int64_t row = 0; row < table->num_rows; ++row) {
         const struct gptoss_row *entry = &table->rows[row];
-        num_slots = largest(num_slots, entry->slot + 1);
         backend->end_position = largest(backend->end_position, entry->position + 1);
         if (row + 1 == table->num_rows || table->rows[row + 1].slot != entry->slot)
             GPTOSS_TRY(gptoss_vulkan_cache_reserve(backend, table->caches[entry->slot],
                                                    entry->position + 1));
     }
     int64_t num_angles = table->num_rows * table->num_angles;
-    GPTOSS_TRY(gptoss_vulkan_reserve_table(backend, table->num_rows, num_slots, num_angles));
+    GPTOSS_TRY(gptoss_vulkan_reserve_table(backend, table->num_rows, num_angles));
     const struct gptoss_vulkan_table *to = gptoss_vulkan_table(backend);
     backend->num_rows = table->num_rows;
-    backend->is_one_run = !gptoss_vulkan_cache_slot(table->caches[table->rows[0].slot]).is_f32;
+    backend->is_one_run = true;
+    backend->has_f32 = false;
     struct gptoss_device_row *rows = gptoss_vulkan_at(&to->memory, to->rows);
-    struct gptoss_device_slot *slots = gptoss_vulkan_at(&to->memory, to->slots);
     for (int64_t row = 0; row < table->num_rows; ++row) {
         const struct gptoss_row *entry = &table->rows[row];
         struct gptoss_cache *cache = table->caches[entry->slot];
-        rows[row].slot = entry->slot;
+        gptoss_vulkan_cache_locate(cache, &rows[row]);
         rows[row].position = (int32_t)entry->position;
         rows[row].append = entry->position >= gptoss_vulkan_cache_end(cache);
         if (entry->token != GPTOSS_TOKEN_GUESSED) /* which the device may be writing now */
             rows[row].token = entry->token;
-        slots[entry->slot] = gptoss_vulkan_cache_slot(cache);
+        backend->has_f32 = backend->has_f32 || rows[row].is_f32 != 0;
         backend->is_one_run = backend->is_one_run && entry->slot == table->rows[0].slot &&
                               entry->position == table->rows[0].position + row;
     }
@@ -155,8 +147,9 @@ static enum gptoss_status norm_push(struct gptoss_vulkan_backend *backend,
 
 static enum gptoss_status dispatch_norm(struct gptoss_vulkan_backend *backend,
                                         const struct gptoss_norm_push *push, int64_t num_rows) {
+    uint32_t width = push->num_columns % 4 == 0 ? 4 : 1;
     return gptoss_vulkan_dispatch(backend, &(struct gptoss_dispatch){
-                                               .key = {GPTOSS_SHADER_norm, {WORKGROUP}},
+                                               .key = {GPTOSS_SHADER_norm, {WORKGROUP, width}},
                                                .push = push,
                                                .push_bytes = sizeof *push,
                                                .groups = {num_rows, 1, 1},

@@ -18,9 +18,6 @@ layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer Pi
 layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer Rows {
     gptoss_device_row at[];
 };
-layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer Slots {
-    gptoss_device_slot at[];
-};
 
 bool is_absent(uvec2 address) {
     return address == uvec2(0);
@@ -33,6 +30,18 @@ uvec2 advance(uvec2 address, uint count, uint bytes) {
     address.x = uaddCarry(address.x, low, carry);
     address.y += high + carry;
     return address;
+}
+
+// Elements of lines whose lengths `width` divides: 1 or 4 of them.
+vec4 load_columns(uvec2 address, uint at, uint width) {
+    return width == 4 ? Vectors(address).at[at / 4] : vec4(Floats(address).at[at], 0, 0, 0);
+}
+
+void store_columns(uvec2 address, uint at, uint width, vec4 v) {
+    if (width == 4)
+        Vectors(address).at[at / 4] = v;
+    else
+        Floats(address).at[at] = v.x;
 }
 
 // IEEE binary16 bits, round to nearest even: what packHalf2x16 does not promise.

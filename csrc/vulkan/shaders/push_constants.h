@@ -31,8 +31,12 @@
 #define GPTOSS_PRODUCT_GELU 4
 #define GPTOSS_PRODUCT_ADD 5 /* out += factor * y: a term of an adapter */
 
-/* Keys of one part of attention, at fixed positions. */
-#define GPTOSS_ATTENTION_PART 128
+/* Attention of few rows: keys that a thread has in registers, words of shared memory for scores and
+ * sums, and the parts of a row at most. */
+#define GPTOSS_ATTENTION_STEPS 4
+#define GPTOSS_ATTENTION_POOL 4608
+#define GPTOSS_ATTENTION_PARTS 48
+#define GPTOSS_ROUTE_ROWS 8 /* of a workgroup, where there are many */
 /* Tokens and weight rows of a tile of a panel product. */
 #define GPTOSS_TILE_TOKENS 64
 #define GPTOSS_TILE_ROWS 64
@@ -40,15 +44,13 @@
 #define GPTOSS_SUBGROUP_ROWS 32 /* of them, with 32 of the tile's tokens, for a subgroup */
 #define GPTOSS_MATRIX_WORKGROUP (64 * GPTOSS_MATRIX_ROWS / GPTOSS_SUBGROUP_ROWS)
 
-/* A row of the table. */
+/* A row of the table, with its cache: [layer][keys, values][kv_head][capacity][head_dim] */
 struct gptoss_device_row {
-    int32_t slot, token, position;
-    uint32_t append; /* whether keys and values are new to the cache */
-};
-/* A slot: [layer][keys, values][kv_head][capacity][head_dim] */
-struct gptoss_device_slot {
     uint64_t cache;
     uint32_t capacity, is_f32;
+    int32_t token, position;
+    uint32_t append; /* whether keys and values are new to the cache */
+    uint32_t unused; /* whole vectors of 16 bytes */
 };
 
 struct gptoss_embed_push {
@@ -94,19 +96,19 @@ struct gptoss_sum_push {
 };
 
 struct gptoss_rope_push {
-    uint64_t rows, slots, queries, keys, values, cosine, sine;
-    uint32_t layer, num_heads, num_kv_heads, head_dim, rotation;
+    uint64_t rows, queries, keys, values, cosine, sine;
+    uint32_t layer, num_heads, num_kv_heads, rotation;
 };
 
 struct gptoss_attention_push {
-    uint64_t rows, slots, queries, sinks, result, sink_mass, partial, counters;
-    uint32_t layer, num_heads, num_kv_heads, head_dim, window, num_parts, num_rows;
+    uint64_t rows, queries, sinks, result, sink_mass, partial, counters;
+    uint32_t layer, num_heads, num_kv_heads, window, num_parts, num_rows;
     float scale;
 };
 
 struct gptoss_route_push {
     uint64_t x, gain, weight, scales, bias, normed, logits, experts, weights, counters;
-    uint32_t num_experts, num_chosen;
+    uint32_t num_rows, num_experts, num_chosen;
     float epsilon;
 };
 

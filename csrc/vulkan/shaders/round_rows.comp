@@ -10,12 +10,18 @@ layout(constant_id = 2) const bool INTERLEAVE = false;
 
 layout(push_constant) uniform Push { gptoss_round_push push; };
 
+layout(buffer_reference, std430, buffer_reference_align = 16) buffer WordVectors { uvec4 at[]; };
+
 shared float maxima[64];
+
+const uint WIDTH = COLUMNS % 4 == 0 ? 4 : 1;
 
 float largest() {
     float most = 0;
-    for (uint i = gl_LocalInvocationID.x; i < COLUMNS; i += WORKGROUP)
-        most = max(most, abs(Floats(push.x).at[gl_WorkGroupID.x * COLUMNS + i]));
+    for (uint i = WIDTH * gl_LocalInvocationID.x; i < COLUMNS; i += WIDTH * WORKGROUP) {
+        vec4 v = abs(load_columns(push.x, gl_WorkGroupID.x * COLUMNS + i, WIDTH));
+        most = max(most, max(max(v.x, v.y), max(v.z, v.w)));
+    }
     most = subgroupMax(most);
     if (subgroupElect())
         maxima[gl_SubgroupID] = most;
@@ -26,22 +32,31 @@ float largest() {
     return most;
 }
 
+// The binary16 bits of four elements of the line from a column on.
+uvec4 four_bits(uint column, float factor) {
+    uint at = gl_WorkGroupID.x * COLUMNS + column;
+    vec4 v = vec4(0);
+    if (WIDTH == 4) {
+        v = column < COLUMNS ? Vectors(push.x).at[at / 4] : v;
+    } else {
+        [[unroll]] for (uint i = 0; i < 4; ++i)
+            v[i] = column + i < COLUMNS ? Floats(push.x).at[at + i] : 0;
+    }
+    v *= factor;
+    return uvec4(f16_bits(v.x), f16_bits(v.y), f16_bits(v.z), f16_bits(v.w));
+}
+
 void main() {
     uint line = gl_WorkGroupID.x;
     uint exponent = clamp(floatBitsToUint(largest()) >> 23, 15u, 240u);
     float factor = uintBitsToFloat((127u + 13u + 127u - exponent) << 23);
     if (gl_LocalInvocationID.x == 0)
         Floats(push.scales).at[line] = uintBitsToFloat((exponent - 13u) << 23);
-    const uint WORDS = (COLUMNS + 63) / 64 * 32;
-    for (uint word = gl_LocalInvocationID.x; word < WORDS; word += WORKGROUP) {
-        uint first = 2 * word, second = first + 1;
-        if (INTERLEAVE) {
-            first = word / 4 * 8 + word % 4;
-            second = first + 4;
-        }
-        uint at = line * COLUMNS;
-        float a = first < COLUMNS ? Floats(push.x).at[at + first] * factor : 0;
-        float b = second < COLUMNS ? Floats(push.x).at[at + second] * factor : 0;
-        Words(push.result).at[line * WORDS + word] = f16_bits(a) | f16_bits(b) << 16;
+    const uint EIGHTS = (COLUMNS + 63) / 64 * 8;
+    for (uint eight = gl_LocalInvocationID.x; eight < EIGHTS; eight += WORKGROUP) {
+        uvec4 a = four_bits(8 * eight, factor), b = four_bits(8 * eight + 4, factor);
+        WordVectors(push.result).at[line * EIGHTS + eight] =
+            INTERLEAVE ? a | b << 16
+                       : uvec4(a.x | a.y << 16, a.z | a.w << 16, b.x | b.y << 16, b.z | b.w << 16);
     }
 }

@@ -1,5 +1,5 @@
-// normed = rms_norm(x); logits = weight normed + bias; the largest, ties by lowest expert; the
-// softmax over them. The last workgroup of a row to finish chooses. Grid: rows, experts.
+// normed = rms_norm(x); logits = weight normed + bias; the experts chosen, for few rows. The last
+// workgroup of a row to finish chooses. Grid: rows, experts.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
@@ -9,44 +9,8 @@ layout(constant_id = 3) const uint EXPERTS = 32;
 
 layout(push_constant) uniform Push { gptoss_route_push push; };
 
-shared float logits[EXPERTS], weights[EXPERTS];
-shared uint keys[EXPERTS];
-
-// Floats in order as integers. NaN ranks above all numbers, so that it reaches the logits, where it
-// is reported. 0: none.
-uint rank_key(float value) {
-    uint bits = floatBitsToUint(value);
-    return isnan(value) ? 0xFFFFFFFFu : value == 0 ? 0x80000000u : (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-
-// By the first subgroup: the largest of its lanes' largest, again and again.
-void choose(uint row) {
-    float first = 0, sum = 0;
-    for (uint rank = 0; rank < push.num_chosen; ++rank) {
-        uint key = 0, index = EXPERTS;
-        for (uint expert = gl_SubgroupInvocationID; expert < EXPERTS; expert += gl_SubgroupSize) {
-            if (keys[expert] > key) {
-                key = keys[expert];
-                index = expert;
-            }
-        }
-        uint most = subgroupMax(key);
-        index = subgroupMin(key == most ? index : EXPERTS);
-        float value = logits[index];
-        first = rank == 0 ? value : first;
-        float weight = exp(value - first);
-        sum += weight;
-        if (index % gl_SubgroupSize == gl_SubgroupInvocationID) {
-            keys[index] = 0; // which only this lane looks at
-            Words(push.experts).at[row * push.num_chosen + rank] = index;
-            weights[rank] = weight;
-        }
-    }
-    subgroupMemoryBarrierShared();
-    subgroupBarrier();
-    for (uint rank = gl_SubgroupInvocationID; rank < push.num_chosen; rank += gl_SubgroupSize)
-        Floats(push.weights).at[row * push.num_chosen + rank] = weights[rank] / sum;
-}
+const uint ROWS = 1;
+#include "choose.glsl"
 
 void main() {
     uint row = gl_WorkGroupID.x, expert = gl_WorkGroupID.y, id = gl_LocalInvocationID.x;
@@ -79,11 +43,9 @@ void main() {
             Floats(push.x).at[row * COLUMNS + i] * scale * Floats(push.gain).at[i];
     if (!is_last_workgroup(push.counters, row, gl_NumWorkGroups.y))
         return;
-    for (uint i = id; i < EXPERTS; i += WORKGROUP) {
+    for (uint i = id; i < EXPERTS; i += WORKGROUP)
         logits[i] = Shared(push.logits).at[row * EXPERTS + i];
-        keys[i] = rank_key(logits[i]);
-    }
     barrier();
     if (gl_SubgroupID == 0)
-        choose(row);
+        choose(row, 0);
 }
