@@ -168,9 +168,8 @@ enum gptoss_status gptoss_vulkan_dispatch(struct gptoss_vulkan_backend *backend,
     command.push_bytes = dispatch->push_bytes;
     memcpy(command.push, dispatch->push, dispatch->push_bytes);
     struct gptoss_pipeline_key key = dispatch->key;
-    key.constants[GPTOSS_MAX_CONSTANTS - 3] = backend->device.keeps_subnormal_halves;
-    key.constants[GPTOSS_MAX_CONSTANTS - 2] = backend->device.subgroup_size;
-    key.constants[GPTOSS_MAX_CONSTANTS - 1] = backend->device.has_shuffles;
+    key.constants[GPTOSS_MAX_CONSTANTS - 2] = backend->device.keeps_subnormal_halves;
+    key.constants[GPTOSS_MAX_CONSTANTS - 1] = backend->device.subgroup_size;
     GPTOSS_TRY(gptoss_vulkan_pipeline(&backend->device, &backend->pipelines, &key,
                                       &command.pipeline, &backend->error));
     return gptoss_vulkan_list(&backend->queue, &command);

@@ -6,11 +6,11 @@
 #include "vulkan/shaders.h"
 #include "vulkan/vulkan_device.h"
 
-#define GPTOSS_MAX_CONSTANTS 10
+#define GPTOSS_MAX_CONSTANTS 9
 #define GPTOSS_PUSH_BYTES 128 /* what every device has */
 
-/* The constants of ids 0, 1, ...; the first is the workgroup's size, the last three whether the
- * device keeps subnormal halves, the size of its subgroups, and whether it shuffles. */
+/* The constants of ids 0, 1, ...; the first is the workgroup's size, the last two whether the
+ * device keeps subnormal halves and the size of its subgroups. */
 struct gptoss_pipeline_key {
     enum gptoss_shader shader;
     uint32_t constants[GPTOSS_MAX_CONSTANTS];

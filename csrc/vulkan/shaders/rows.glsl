@@ -1,7 +1,6 @@
 // Products of SUMS rows of a weight, straight from the packed memory, with one line of x. SPLIT subgroups
 // share the rows, a part of the columns each. The shader has the constants SUMS, SPLIT, HAS_NORM, and
 // tells by source_of where the rows are.
-#include "sums.glsl"
 
 // The line of x, times the norm's gain, if it is short enough: there invocations side by side find their
 // pieces in different banks, while in other memory each would read from lines of its own.
@@ -39,7 +38,7 @@ void stage_x(uvec2 x, uint line, uvec2 gain) {
         stage[i / FOURS * STRIDE + i % FOURS] = four;
     }
     if (HAS_NORM) {
-        float sum = subgroup_sum(squares);
+        float sum = subgroupAdd(squares);
         if (subgroupElect())
             squares_of[gl_SubgroupID] = sum;
     }
@@ -94,12 +93,14 @@ bool multiply(uvec2 x, uint line, uvec2 gain) {
     squares = 0;
     [[unroll]] for (uint i = 0; i < SUMS; ++i)
         sums[i] = 0;
-    uint piece = gl_SubgroupID % SPLIT * SUBGROUP + gl_SubgroupInvocationID;
-    load_weights(min(piece, PIECES - 1));
+    // Invocations go through the loop together, those beyond the end with the last piece, for nothing.
+    uint start = gl_SubgroupID % SPLIT * SUBGROUP, lane = gl_SubgroupInvocationID;
+    load_weights(min(start + lane, PIECES - 1));
     if (IS_STAGED)
         stage_x(x, line, gain);
-    while (piece < PIECES) {
-        float products[SUMS];
+    while (start < PIECES) {
+        uint piece = min(start + lane, PIECES - 1);
+        float products[SUMS], own = squares;
         [[unroll]] for (uint i = 0; i < SUMS; ++i)
             products[i] = 0;
         [[unroll]] for (uint s = 0; s < STEPS_OF_PIECE; ++s) {
@@ -108,14 +109,20 @@ bool multiply(uvec2 x, uint line, uvec2 gain) {
             [[unroll]] for (uint i = 0; i < SUMS; ++i)
                 products[i] = dot_step(weights[i].codes, s, v, products[i]);
         }
+        bool is_inside = start + lane < PIECES;
+        squares = is_inside ? squares : own;
         [[unroll]] for (uint i = 0; i < SUMS; ++i)
-            sums[i] = fma(weights[i].scale, products[i], sums[i]);
-        piece += SPLIT * SUBGROUP;
-        if (piece < PIECES)
-            load_weights(piece);
+            sums[i] = is_inside ? fma(weights[i].scale, products[i], sums[i]) : sums[i];
+        start += SPLIT * SUBGROUP;
+        if (start < PIECES)
+            load_weights(min(start + lane, PIECES - 1));
     }
-    subgroup_sums(sums, SUMS);
-    if (HAS_NORM && !IS_STAGED)
-        squares = subgroup_sum(squares);
+    // Not by subgroupAdd, a function that is called, and waited for, once a sum.
+    [[unroll]] for (uint distance = SUBGROUP / 2; distance > 0; distance /= 2) {
+        [[unroll]] for (uint i = 0; i < SUMS; ++i)
+            sums[i] += subgroupShuffleXor(sums[i], distance);
+        if (HAS_NORM && !IS_STAGED)
+            squares += subgroupShuffleXor(squares, distance);
+    }
     return SPLIT == 1 || join_parts();
 }
