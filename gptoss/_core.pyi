@@ -50,9 +50,10 @@ def sample(
     seed: int,
     bias_tokens: _Buffer,
     bias_values: _Buffer,
+    isa: str | None = None,
     /,
 ) -> tuple[int, float]: ...
-def top_logprobs(logits: _Buffer, k: int, /) -> list[tuple[int, float]]: ...
+def top_logprobs(logits: _Buffer, k: int, isa: str | None = None, /) -> list[tuple[int, float]]: ...
 
 # Number formats: whole blocks, contiguous arrays.
 

@@ -20,6 +20,7 @@ from gptoss import _core
 from gptoss.errors import ArgumentError, NumericError, OutOfMemoryError
 
 Array = NDArray[Any]
+ISAS = [name for name, available in _core.isas() if available]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def sample(
     options: Options = Options(),
     history: Any = (),
     bias: dict[int, float] | None = None,
+    isa: str | None = None,
 ) -> tuple[int, float]:
     bias = bias or {}
     return _core.sample(
@@ -54,6 +56,7 @@ def sample(
         options.seed,
         np.array(list(bias), np.int32),
         np.array(list(bias.values()), np.float32),
+        isa,
     )
 
 
@@ -120,6 +123,14 @@ def expected_token(logits: Any, options: Options, history: Any, bias: dict[int, 
     return int(kept[np.argmax(np.cumsum(weights[kept]) > target)])
 
 
+def expected_logprob(logits: Array, token: int) -> float:
+    """The sum in the documented order, which cumsum keeps."""
+    distance = distances(logits)
+    unused, log = np.empty(1), np.empty(1)
+    _core.math_exp_log(np.cumsum(exp(distance))[-1:].copy(), unused, log)
+    return float(np.float32(distance[token] - log[0]))
+
+
 def test_philox_gives_the_published_numbers() -> None:
     ones = 0xFFFFFFFF
     assert philox((0,) * 4, (0,) * 2) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
@@ -178,6 +189,80 @@ def test_a_large_vocabulary(top_k: int, top_p: float, min_p: float, spread: floa
         logits = (spread * rng.standard_normal(201088)).astype(np.float32)
         options = Options(top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
         assert sample(logits, options)[0] == expected_token(logits, options, (), {})
+
+
+def test_top_p_where_roundings_outweigh_the_rest() -> None:
+    """100,000 weights of 0.6, each rounded to 1, are more than the 2^-24 of the total that may be
+    left away, though their exact values are less."""
+    logits = np.full(100_001, math.log(0.6 * 2.0**-40), np.float32)
+    logits[77_777] = 0
+    seed = 10_710_051  # one in 26 million, whose number is below 2^38
+    options = Options(top_p=float(np.nextafter(np.float32(1), np.float32(0))), seed=seed)
+    assert random_bits(seed, 0) < 2**38
+    assert sample(logits, options)[0] == expected_token(logits, options, (), {}) == 13_838
+
+
+# ---- every instruction set ----
+
+
+def odd_logits(rng: np.random.Generator, size: int) -> Array:
+    """Logits of any spread and order, with ties, zeros of both signs, infinities."""
+    x = rng.standard_normal(size) * 10.0 ** rng.uniform(-4, 3)
+    kind = rng.integers(10)
+    if kind == 0:
+        x = np.round(3 * rng.standard_normal(size)) * math.log(2)
+    elif kind == 1:
+        x = np.where(rng.random(size) < 0.5, -0.0, 0.0)
+    elif kind == 2:
+        x[1:] = np.where(rng.random(size - 1) < 0.6, -math.inf, x[1:])
+    elif kind == 3:
+        x = np.where(rng.random(size) < 0.01, math.inf, x)
+    elif kind == 4:
+        x = x * rng.choice([1e-42, 1e35])
+    elif kind == 5:
+        x = np.sort(x)
+    elif kind == 6:
+        x = -np.log(np.arange(1.0, size + 1))
+    elif kind == 7:
+        x = 2.5 * rng.standard_normal(size)
+        x[rng.integers(size, size=3)] += 25
+    return x.astype(np.float32)
+
+
+BORDERS = [1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 255, 256, 257, 511, 513, 1000, 8191, 50_000]
+
+
+@pytest.mark.parametrize("size", BORDERS)
+def test_every_instruction_set_gives_what_is_defined(size: int) -> None:
+    rng = np.random.default_rng(size)
+    for seed in range(12 if size < 10_000 else 4):
+        logits = odd_logits(rng, size)
+        options = Options(
+            temperature=rng.choice([0.0, 1.0, 1.0, 0.7, 1.3, 1e-30, 30.0]),
+            top_k=int(rng.choice([0, 0, 1, 40, size])),
+            top_p=rng.choice([1.0, 1.0, 0.9, 0.5]),
+            min_p=rng.choice([0.0, 0.0, 0.05, 1e-12]),
+            seed=seed,
+        )
+        history = rng.integers(0, size, 3)
+        bias = {0: -3.0} if seed % 3 == 0 else {}
+        token = expected_token(logits, options, history, bias)
+        expected = token, expected_logprob(logits, token)
+        for isa in ISAS:
+            assert sample(logits, options, history, bias, isa) == expected, isa
+        best = [_core.top_logprobs(logits, min(size, 20), isa) for isa in ISAS]
+        assert best == [best[0]] * len(ISAS)
+        assert all(p == expected_logprob(logits, t) for t, p in best[0])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_nan_anywhere_is_found(isa: str) -> None:
+    logits = np.zeros(1000, np.float32)
+    for token in (0, 63, 64, 255, 256, 767, 768, 998, 999):
+        damaged = logits.copy()
+        damaged[token:] = math.nan
+        with pytest.raises(NumericError, match=f"token {token} is NaN"):
+            sample(damaged, isa=isa)
 
 
 # ---- what the options mean ----
@@ -324,18 +409,24 @@ def test_nothing_to_draw_is_an_error() -> None:
 
 
 def test_every_allocation_may_fail() -> None:
-    options = Options(presence_penalty=1.0, top_k=1)
-    for n in (1, 2, 3):
-        _core.fail_allocation(n)
-        with pytest.raises(OutOfMemoryError):
-            sample([1, 2], options, [0])
-        assert _core.fail_allocation(0) >= n
+    penalised = Options(presence_penalty=1.0)
+    for options, num_allocations in [
+        (Options(), 2),  # maxima, sums of weights
+        (Options(top_p=0.5), 4),  # candidates, those with a digit
+        (replace(penalised, top_k=1), 7),  # and the logits, token counts, maxima again, blocks
+    ]:
+        for n in range(1, num_allocations + 1):
+            _core.fail_allocation(n)
+            with pytest.raises(OutOfMemoryError):
+                sample([1, 2], options, [0])
+            assert _core.fail_allocation(0) >= n
+        assert sample([1, 2], options, [0]) == sample([1, 2], options, [0])
+        assert _core.fail_allocation(0) == 2 * num_allocations
     for n in (1, 2, 3):
         _core.fail_allocation(n)
         with pytest.raises(OutOfMemoryError):
             _core.top_logprobs(np.ones(2, np.float32), 1)
         assert _core.fail_allocation(0) >= n
-    assert sample([1, 2], options, [0]) == sample([1, 2], options, [0])
 
 
 # ---- the host's floating-point environment ----

@@ -234,6 +234,22 @@ struct gptoss_kernels {
     void (*divide)(const float *x, float divisor, int64_t n,
                    float *out);                                        /* out[i] = x[i] / divisor */
     void (*convert_f32_f16)(const float *x, int64_t n, uint16_t *out); /* round to nearest even */
+
+    /* What softmax over a vocabulary takes, in blocks of GPTOSS_SOFTMAX_BLOCK (numeric/softmax.h).
+     * d[i] = x[i] - maximum, 0 where both are equal, infinite or not; no x is above the maximum.
+     *
+     * The largest of each block, the last of which may be short; NaN if any is. */
+    void (*block_maxima)(const float *x, int64_t n, float *maxima);
+    /* sum + e^d[0] + e^d[1] ..., each added by itself, exponentials and sums in double; at most a
+     * block, without NaN. */
+    double (*add_powers)(double sum, const float *x, int64_t n, float maximum);
+    /* weights[i] = round(2^40 e^(d[i] / temperature)), 0 for those below the least; their sum. As
+     * above, and with a temperature above 0. */
+    uint64_t (*weigh)(const float *x, int64_t n, float maximum, float temperature, uint64_t least,
+                      uint64_t *weights);
+    /* The result of add_powers; *total_out: that of weigh at temperature 1. */
+    double (*add_powers_and_weigh)(double sum, const float *x, int64_t n, float maximum,
+                                   uint64_t least, uint64_t *total_out);
 };
 
 /* All levels compiled in, worst first; names as in gptoss_isa_name. NULL past the end. */

@@ -37,6 +37,10 @@ DECLARE(add);
 DECLARE(multiply_add);
 DECLARE(divide);
 DECLARE(convert_f32_f16);
+DECLARE(block_maxima);
+DECLARE(add_powers);
+DECLARE(weigh);
+DECLARE(add_powers_and_weigh);
 
 #define AND_MATVEC(name, NAME, ...) , [GPTOSS_LAYOUT_##NAME] = GPTOSS_KERNEL(matvec_##name)
 #define AND_EXPAND(name, NAME, ...) , [GPTOSS_LAYOUT_##NAME] = GPTOSS_KERNEL(expand_panel_##name)
@@ -86,4 +90,8 @@ const struct gptoss_kernels GPTOSS_KERNEL(kernels) = {
     .multiply_add = GPTOSS_KERNEL(multiply_add),
     .divide = GPTOSS_KERNEL(divide),
     .convert_f32_f16 = GPTOSS_KERNEL(convert_f32_f16),
+    .block_maxima = GPTOSS_KERNEL(block_maxima),
+    .add_powers = GPTOSS_KERNEL(add_powers),
+    .weigh = GPTOSS_KERNEL(weigh),
+    .add_powers_and_weigh = GPTOSS_KERNEL(add_powers_and_weigh),
 };

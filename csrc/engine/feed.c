@@ -4,7 +4,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "cpu/kernels.h"
 #include "engine/generator.h"
+#include "numeric/softmax.h"
 #include "platform/allocator.h"
 #include "status.h"
 
@@ -77,23 +79,24 @@ void gptoss_fill_rows(struct gptoss_row *rows, int32_t slot, const int32_t *toke
 
 enum gptoss_status gptoss_check_logits(const float *logits, int64_t vocab_size,
                                        struct gptoss_error *error) {
-    int64_t first = 0, end = 0;
-    for (bool found = false; !found && end < vocab_size;) { /* blocks, which vectorise */
-        first = end;
-        end = first + 1024 < vocab_size ? first + 1024 : vocab_size;
-        for (int64_t i = first; i < end; ++i)
-            found |= isnan(logits[i]);
+    const struct gptoss_kernels *kernels = gptoss_kernels_select(NULL);
+    int64_t block = 0;
+    float maximum = 0; /* of the block before: NaN if one of its logits is */
+    for (; block < vocab_size && !isnan(maximum); block += GPTOSS_SOFTMAX_BLOCK) {
+        int64_t left = vocab_size - block;
+        kernels->block_maxima(logits + block,
+                              left < GPTOSS_SOFTMAX_BLOCK ? left : GPTOSS_SOFTMAX_BLOCK, &maximum);
     }
-    for (int64_t i = first; i < end; ++i) {
-        if (!isnan(logits[i]))
-            continue;
-        return gptoss_error_set(
-            error, GPTOSS_ERROR_NUMERIC,
-            "the logits are NaN (token %" PRId64 " of the vocabulary); a weight is damaged or the "
-            "activations left the range of float32: open the model with verify=True to check it",
-            i);
-    }
-    return GPTOSS_OK;
+    if (!isnan(maximum))
+        return GPTOSS_OK;
+    int64_t token = block - GPTOSS_SOFTMAX_BLOCK;
+    while (!isnan(logits[token]))
+        ++token;
+    return gptoss_error_set(
+        error, GPTOSS_ERROR_NUMERIC,
+        "the logits are NaN (token %" PRId64 " of the vocabulary); a weight is damaged or the "
+        "activations left the range of float32: open the model with verify=True to check it",
+        token);
 }
 
 /* Rows before this one are not kept in a sliding layer. */

@@ -1,13 +1,13 @@
 /* Draws tokens from logits. Weights are integers, so that their sums do not depend on an order: a
- * filter can stop where the ordered candidates would reach a mass without sorting them. */
+ * filter can stop where the ordered candidates would reach a mass without sorting them, and sums of
+ * blocks find the token that is drawn. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/candidates.h"
 #include "engine/sampler.h"
-#include "engine/softmax.h"
 #include "numeric/double_math.h"
-#include "numeric/dtype.h"
 #include "platform/allocator.h"
 #include "platform/fp_environment.h"
 #include "status.h"
@@ -16,10 +16,6 @@
  * 64 bits. */
 #define WEIGHT_ONE 0x1p40
 #define MAX_VOCAB_SIZE (1 << 24)
-/* A key has 32 bits of value and 28 of token: five digits of 12. */
-#define TOKEN_BITS 28
-#define DIGIT_BITS 12
-#define NUM_DIGITS 5
 
 /* Philox4x32-10 (Salmon et al., SC 2011): a random function of (seed, position). */
 uint64_t gptoss_sampler_random(uint64_t key, uint64_t counter) {
@@ -38,89 +34,6 @@ uint64_t gptoss_sampler_random(uint64_t key, uint64_t counter) {
         k1 += 0xBB67AE85u;
     }
     return (uint64_t)c[1] << 32 | c[0];
-}
-
-/* ---- keys: one integer whose descending order is value descending, then token ascending ---- */
-
-static uint64_t key_from(float value, uint32_t token) {
-    uint32_t bits = gptoss_bits_from_float(value + 0.0f); /* -0 becomes +0: they are equal */
-    uint32_t ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
-    return (uint64_t)ordered << TOKEN_BITS | ((1u << TOKEN_BITS) - 1 - token);
-}
-
-static int32_t token_of(uint64_t key) {
-    uint32_t mask = (1u << TOKEN_BITS) - 1;
-    return (int32_t)(mask - ((uint32_t)key & mask));
-}
-
-static float value_of(uint64_t key) {
-    uint32_t ordered = (uint32_t)(key >> TOKEN_BITS);
-    return gptoss_float_from_bits(ordered >> 31 ? ordered & 0x7FFFFFFFu : ~ordered);
-}
-
-/* Tokens that may still be drawn, in ascending order. */
-struct candidates {
-    uint64_t *keys, *weights; /* one allocation */
-    size_t count;
-};
-
-/* The key at which the running sum of the weights (NULL: 1 each), in descending order of keys,
- * reaches goal, which is at most their sum. Digit by digit from the top: at which digit does the
- * sum over the keys with this prefix pass the goal? */
-static uint64_t find_cutoff(const struct candidates *candidates, const uint64_t *weights,
-                            uint64_t goal) {
-    uint64_t prefix = 0, above = 0;
-    for (int shift = (NUM_DIGITS - 1) * DIGIT_BITS; shift >= 0; shift -= DIGIT_BITS) {
-        uint64_t sums[1 << DIGIT_BITS] = {0};
-        for (size_t i = 0; i < candidates->count; ++i) {
-            uint64_t key = candidates->keys[i] >> shift;
-            if (key >> DIGIT_BITS == prefix)
-                sums[key & ((1 << DIGIT_BITS) - 1)] += weights == NULL ? 1 : weights[i];
-        }
-        int digit = (1 << DIGIT_BITS) - 1;
-        while (digit > 0 && above + sums[digit] < goal)
-            above += sums[digit--];
-        prefix = prefix << DIGIT_BITS | (uint64_t)digit;
-    }
-    return prefix;
-}
-
-/* Keeps the candidates from cutoff upwards. Without branches: their outcomes would be as random as
- * the logits. */
-static void keep_from(struct candidates *candidates, uint64_t cutoff) {
-    size_t kept = 0;
-    for (size_t i = 0; i < candidates->count; ++i) {
-        uint64_t key = candidates->keys[i];
-        candidates->keys[kept] = key;
-        candidates->weights[kept] = candidates->weights[i];
-        kept += key >= cutoff;
-    }
-    candidates->count = kept;
-}
-
-static uint64_t total_weight(const struct candidates *candidates) {
-    uint64_t total = 0;
-    for (size_t i = 0; i < candidates->count; ++i)
-        total += candidates->weights[i];
-    return total;
-}
-
-/* round(WEIGHT_ONE e^((value - maximum) / temperature)); adding 2^52 leaves the integer in the low
- * bits. */
-static void weigh(struct candidates *candidates, float maximum, double temperature) {
-    double powers[GPTOSS_SOFTMAX_BLOCK];
-    for (size_t start = 0; start < candidates->count; start += GPTOSS_SOFTMAX_BLOCK) {
-        size_t left = candidates->count - start;
-        size_t count = left < GPTOSS_SOFTMAX_BLOCK ? left : GPTOSS_SOFTMAX_BLOCK;
-        const uint64_t *keys = candidates->keys + start;
-        uint64_t *weights = candidates->weights + start;
-        for (size_t i = 0; i < count; ++i)
-            powers[i] = gptoss_softmax_distance(value_of(keys[i]), maximum) / temperature;
-        for (size_t i = 0; i < count; ++i)
-            powers[i] = gptoss_exp(powers[i]) * WEIGHT_ONE + 0x1p52;
-        for (size_t i = 0; i < count; ++i)
-            weights[i] = gptoss_bits_from_double(powers[i]) & 0xFFFFFFFFFFFFFu;
-    }
 }
 
 /* ---- checks ---- */
@@ -178,25 +91,14 @@ static enum gptoss_status check_sampling(const struct gptoss_sampling *s, size_t
     return GPTOSS_OK;
 }
 
-static enum gptoss_status check_logits(const float *logits, size_t vocab_size,
-                                       struct gptoss_error *error) {
-    int has_nan = 0, has_token = 0;
-    for (size_t i = 0; i < vocab_size; ++i) {
-        has_nan |= logits[i] != logits[i];
-        has_token |= logits[i] > -INFINITY;
-    }
-    for (size_t i = 0; has_nan && i < vocab_size; ++i) {
-        if (isnan(logits[i]))
-            return gptoss_error_set(error, GPTOSS_ERROR_NUMERIC, "the logit of token %zu is NaN",
-                                    i);
-    }
-    if (has_token)
-        return GPTOSS_OK;
-    return gptoss_error_set(error, GPTOSS_ERROR_NUMERIC,
-                            "the logits of all %zu tokens are -infinity", vocab_size);
-}
-
 /* ---- the steps ---- */
+
+/* Whether anything changes the logits. */
+static bool has_changes(const struct gptoss_sampling *sampling, size_t num_history) {
+    bool has_penalty = sampling->repetition_penalty != 1 || sampling->frequency_penalty != 0 ||
+                       sampling->presence_penalty != 0;
+    return sampling->num_biases > 0 || (has_penalty && num_history > 0);
+}
 
 /* Divides what is positive and multiplies what is negative by the repetition penalty, once for each
  * distinct token of the history; then takes off count * frequency_penalty and presence_penalty. */
@@ -216,102 +118,231 @@ static enum gptoss_status apply_penalties(const struct gptoss_sampling *sampling
         if (status == GPTOSS_OK)
             ++counts[history[i]];
     }
-    for (size_t token = 0; token < vocab_size && status == GPTOSS_OK; ++token) {
+    for (size_t i = 0; i < num_history && status == GPTOSS_OK; ++i) {
+        int32_t token = history[i];
         if (counts[token] == 0)
             continue;
         float value = values[token], penalty = sampling->repetition_penalty;
         value = value > 0 ? value / penalty : value * penalty;
         value -= (float)counts[token] * sampling->frequency_penalty;
         values[token] = value - sampling->presence_penalty;
+        counts[token] = 0;
     }
     gptoss_free(counts);
     return status;
 }
 
-static enum gptoss_status create_candidates(const float *values, size_t vocab_size,
-                                            struct candidates *candidates_out,
-                                            struct gptoss_error *error) {
-    uint64_t *memory = gptoss_allocate(2 * vocab_size, sizeof *memory);
-    if (memory == NULL)
-        return gptoss_error_memory(error, 2 * vocab_size * sizeof *memory, "candidate tokens");
-    *candidates_out =
-        (struct candidates){.keys = memory, .weights = memory + vocab_size, .count = vocab_size};
-    for (size_t token = 0; token < vocab_size; ++token)
-        memory[token] = key_from(values[token], (uint32_t)token);
-    return GPTOSS_OK;
+/* The logits with biases and penalties. */
+static enum gptoss_status change(const struct gptoss_sampling *sampling, const int32_t *history,
+                                 size_t num_history, const float *logits, size_t vocab_size,
+                                 float **values_out, struct gptoss_error *error) {
+    float *values = gptoss_allocate(vocab_size, sizeof *values);
+    if (values == NULL)
+        return gptoss_error_memory(error, vocab_size * sizeof *values, "logits");
+    *values_out = values;
+    memcpy(values, logits, vocab_size * sizeof *values);
+    for (size_t i = 0; i < sampling->num_biases; ++i)
+        values[sampling->bias_tokens[i]] += sampling->bias_values[i];
+    return apply_penalties(sampling, history, num_history, values, vocab_size, error);
 }
 
-/* The filters; afterwards the weights are those to draw by. */
-static void filter(const struct gptoss_sampling *sampling, float maximum,
-                   struct candidates *candidates) {
-    if (sampling->top_k > 0 && (size_t)sampling->top_k < candidates->count) {
-        keep_from(candidates, find_cutoff(candidates, NULL, (uint64_t)sampling->top_k));
+/* The least weight that min_p keeps. */
+static uint64_t least_weight(const struct gptoss_sampling *sampling) {
+    return (uint64_t)ceil(sampling->min_p * WEIGHT_ONE);
+}
+
+/* One token of a row: what is to be found, and with what. */
+struct draw {
+    const struct gptoss_sampling *sampling;
+    const struct gptoss_softmax_row *row;
+    uint64_t random;
+    double *sum; /* of e^(logit - maximum), or NULL: not wanted, or of other logits */
+};
+
+/* ---- without candidates: weights of a block at a time ---- */
+
+/* Weights of at least `least`, summed by block; their sum, and draw->sum on the way. */
+static uint64_t weigh_blocks(const struct draw *draw, uint64_t least, uint64_t *totals) {
+    const struct gptoss_softmax_row *row = draw->row;
+    float temperature = draw->sampling->temperature;
+    /* The exponent below which no weight is that large; that of weight 1/2 is -28.4. */
+    double floor = least > 1 ? gptoss_log((double)(least - 1) / WEIGHT_ONE) - 0x1p-20 : -29;
+    uint64_t total = 0;
+    for (size_t block = 0; block < row->num_blocks; ++block) {
+        const float *values = row->values + block * GPTOSS_SOFTMAX_BLOCK;
+        int64_t count = (int64_t)gptoss_softmax_block_count(row, block);
+        uint64_t weights[GPTOSS_SOFTMAX_BLOCK];
+        if (gptoss_softmax_distance(row->maxima[block], row->maximum) / temperature < floor) {
+            totals[block] = 0;
+            if (draw->sum != NULL)
+                *draw->sum = gptoss_softmax_add_block(row, block, *draw->sum);
+        } else if (draw->sum != NULL && temperature == 1) {
+            *draw->sum = row->kernels->add_powers_and_weigh(*draw->sum, values, count, row->maximum,
+                                                            least, &totals[block]);
+        } else {
+            totals[block] =
+                row->kernels->weigh(values, count, row->maximum, temperature, least, weights);
+        }
+        total += totals[block];
     }
-    weigh(candidates, maximum, sampling->temperature);
-    if (sampling->top_p < 1) {
-        double goal = ceil(sampling->top_p * (double)total_weight(candidates));
-        keep_from(candidates,
-                  find_cutoff(candidates, candidates->weights, goal < 1 ? 1 : (uint64_t)goal));
+    return total;
+}
+
+/* floor(total * random / 2^64), a number below the total. */
+static uint64_t target_of(uint64_t total, uint64_t random) {
+    return (uint64_t)((unsigned __int128)total * random >> 64);
+}
+
+/* The first, in ascending order, at which the running sum of weights exceeds the target; that is
+ * reduced by the sum before. */
+static size_t find_share(const uint64_t *weights, uint64_t *target) {
+    size_t i = 0;
+    while (*target >= weights[i])
+        *target -= weights[i++];
+    return i;
+}
+
+static int32_t draw_from_blocks(const struct draw *draw, const uint64_t *totals, uint64_t total) {
+    const struct gptoss_softmax_row *row = draw->row;
+    uint64_t weights[GPTOSS_SOFTMAX_BLOCK], target = target_of(total, draw->random);
+    size_t block = find_share(totals, &target), start = block * GPTOSS_SOFTMAX_BLOCK;
+    row->kernels->weigh(row->values + start, (int64_t)gptoss_softmax_block_count(row, block),
+                        row->maximum, draw->sampling->temperature, least_weight(draw->sampling),
+                        weights);
+    return (int32_t)(start + find_share(weights, &target));
+}
+
+/* ---- with candidates ---- */
+
+/* ceil(top_p * total), at least 1. */
+static uint64_t goal_of(const struct gptoss_sampling *sampling, uint64_t total) {
+    double goal = ceil(sampling->top_p * (double)total);
+    return goal < 1 ? 1 : (uint64_t)goal;
+}
+
+/* The candidates that top_p leaves of a vocabulary. Tokens below an n-th of 1 - top_p of the total
+ * are together no more than that, so that the others reach the goal; should they fail to, all are
+ * taken. */
+static enum gptoss_status gather_mass(const struct draw *draw, uint64_t total,
+                                      struct gptoss_candidates *candidates,
+                                      struct gptoss_error *error) {
+    const struct gptoss_softmax_row *row = draw->row;
+    float temperature = draw->sampling->temperature;
+    uint64_t goal = goal_of(draw->sampling, total);
+    double share = (1.0 - draw->sampling->top_p) * (double)total / (double)row->count / WEIGHT_ONE;
+    double exponent = gptoss_log(share * 0.99);
+    exponent = exponent > -29 ? exponent : -29; /* weights below are 0 */
+    float least = (float)(row->maximum + exponent * temperature);
+    for (;; least = -INFINITY) {
+        GPTOSS_TRY(gptoss_candidates_gather(candidates, row, least, error));
+        gptoss_candidates_weigh(candidates, row, temperature);
+        if (least == -INFINITY || gptoss_candidates_total(candidates) >= goal)
+            break;
+        gptoss_candidates_clear(candidates);
     }
+    return gptoss_candidates_keep_mass(candidates, goal, error);
+}
+
+static int32_t draw_from_candidates(const struct draw *draw, struct gptoss_candidates *candidates) {
+    uint64_t least = least_weight(draw->sampling);
     for (size_t i = 0; i < candidates->count; ++i) {
-        if ((double)candidates->weights[i] < sampling->min_p * WEIGHT_ONE)
+        if (candidates->weights[i] < least)
             candidates->weights[i] = 0;
     }
+    uint64_t target = target_of(gptoss_candidates_total(candidates), draw->random);
+    return gptoss_key_token(candidates->keys[find_share(candidates->weights, &target)]);
 }
 
-/* floor(total * random / 2^64) is a number below the total: the candidate, in ascending order, in
- * whose share it lies. */
-static int32_t draw(const struct candidates *candidates, uint64_t random) {
-    uint64_t target = (uint64_t)((unsigned __int128)total_weight(candidates) * random >> 64);
-    size_t i = 0;
-    while (target >= candidates->weights[i])
-        target -= candidates->weights[i++];
-    return token_of(candidates->keys[i]);
+static enum gptoss_status draw_of_first(const struct draw *draw, int32_t *token_out,
+                                        struct gptoss_error *error) {
+    const struct gptoss_sampling *sampling = draw->sampling;
+    struct gptoss_candidates candidates = {0};
+    enum gptoss_status status =
+        gptoss_candidates_gather_first(&candidates, draw->row, (size_t)sampling->top_k, error);
+    if (status == GPTOSS_OK)
+        gptoss_candidates_weigh(&candidates, draw->row, sampling->temperature);
+    if (status == GPTOSS_OK && sampling->top_p < 1)
+        status = gptoss_candidates_keep_mass(
+            &candidates, goal_of(sampling, gptoss_candidates_total(&candidates)), error);
+    if (status == GPTOSS_OK)
+        *token_out = draw_from_candidates(draw, &candidates);
+    gptoss_candidates_clear(&candidates);
+    return status;
+}
+
+/* draw->sum becomes NULL if it was not found on the way. */
+static enum gptoss_status draw_token(struct draw *draw, int32_t *token_out,
+                                     struct gptoss_error *error) {
+    const struct gptoss_sampling *sampling = draw->sampling;
+    const struct gptoss_softmax_row *row = draw->row;
+    bool is_first = sampling->top_k > 0 && (size_t)sampling->top_k < row->count;
+    if (sampling->temperature != 1 || is_first)
+        draw->sum = NULL;
+    if (sampling->temperature == 0) {
+        *token_out = (int32_t)gptoss_softmax_row_top(row);
+        return GPTOSS_OK;
+    }
+    if (is_first)
+        return draw_of_first(draw, token_out, error);
+    uint64_t *totals = gptoss_allocate(row->num_blocks, sizeof *totals);
+    if (totals == NULL)
+        return gptoss_error_memory(error, row->num_blocks * sizeof *totals, "sums of weights");
+    bool has_top_p = sampling->top_p < 1;
+    uint64_t total = weigh_blocks(draw, has_top_p ? 0 : least_weight(sampling), totals);
+    enum gptoss_status status = GPTOSS_OK;
+    struct gptoss_candidates candidates = {0};
+    if (has_top_p)
+        status = gather_mass(draw, total, &candidates, error);
+    if (status == GPTOSS_OK)
+        *token_out = has_top_p ? draw_from_candidates(draw, &candidates)
+                               : draw_from_blocks(draw, totals, total);
+    gptoss_candidates_clear(&candidates);
+    gptoss_free(totals);
+    return status;
+}
+
+static enum gptoss_status sample_rows(const struct gptoss_softmax_row *logits,
+                                      const struct gptoss_softmax_row *changed,
+                                      const struct gptoss_sampling *sampling, size_t num_history,
+                                      int32_t *token_out, float *logprob_out,
+                                      struct gptoss_error *error) {
+    double sum = 0;
+    struct draw draw = {
+        .sampling = sampling,
+        .row = changed,
+        .random = gptoss_sampler_random(sampling->seed, num_history),
+        .sum = logprob_out != NULL && changed == logits ? &sum : NULL,
+    };
+    GPTOSS_TRY(draw_token(&draw, token_out, error));
+    if (logprob_out == NULL)
+        return GPTOSS_OK;
+    double partition = draw.sum != NULL ? gptoss_log(sum) : gptoss_log_partition(logits);
+    float value = logits->values[*token_out];
+    *logprob_out = (float)(gptoss_softmax_distance(value, logits->maximum) - partition);
+    return GPTOSS_OK;
 }
 
 /* Not inlined, like top_logprobs: see fp_environment.h. */
 __attribute__((noinline)) static enum gptoss_status
-sample(const float *logits, size_t vocab_size, const struct gptoss_sampling *sampling,
-       const int32_t *history, size_t num_history, int32_t *token_out, float *logprob_out,
-       struct gptoss_error *error) {
-    enum gptoss_status status = check_vocab_size(vocab_size, error);
+sample(const struct gptoss_kernels *kernels, const float *logits, size_t vocab_size,
+       const struct gptoss_sampling *sampling, const int32_t *history, size_t num_history,
+       int32_t *token_out, float *logprob_out, struct gptoss_error *error) {
+    GPTOSS_TRY(check_vocab_size(vocab_size, error));
+    GPTOSS_TRY(check_sampling(sampling, vocab_size, error));
+    struct gptoss_softmax_row row = {0}, changed = {0};
+    float *values = NULL;
+    enum gptoss_status status = gptoss_softmax_row_init(&row, kernels, logits, vocab_size, error);
+    bool has_changed = has_changes(sampling, num_history);
+    if (status == GPTOSS_OK && has_changed)
+        status = change(sampling, history, num_history, logits, vocab_size, &values, error);
+    if (status == GPTOSS_OK && has_changed)
+        status = gptoss_softmax_row_init(&changed, kernels, values, vocab_size, error);
     if (status == GPTOSS_OK)
-        status = check_sampling(sampling, vocab_size, error);
-    if (status == GPTOSS_OK)
-        status = check_logits(logits, vocab_size, error);
-    if (status != GPTOSS_OK)
-        return status;
-    struct candidates candidates = {0};
-    float *values = gptoss_allocate(vocab_size, sizeof *values);
-    if (values == NULL)
-        return gptoss_error_memory(error, vocab_size * sizeof *values, "logits");
-    memcpy(values, logits, vocab_size * sizeof *values);
-    for (size_t i = 0; i < sampling->num_biases; ++i)
-        values[sampling->bias_tokens[i]] += sampling->bias_values[i];
-    status = apply_penalties(sampling, history, num_history, values, vocab_size, error);
-    if (status == GPTOSS_OK)
-        status = check_logits(values, vocab_size, error);
-    if (status != GPTOSS_OK)
-        goto cleanup;
-
-    size_t best = gptoss_find_maximum(values, vocab_size);
-    int32_t token = (int32_t)best;
-    if (sampling->temperature > 0) {
-        status = create_candidates(values, vocab_size, &candidates, error);
-        if (status != GPTOSS_OK)
-            goto cleanup;
-        filter(sampling, values[best], &candidates);
-        token = draw(&candidates, gptoss_sampler_random(sampling->seed, num_history));
-    }
-    if (logprob_out != NULL) {
-        float maximum = logits[gptoss_find_maximum(logits, vocab_size)];
-        *logprob_out = (float)(gptoss_softmax_distance(logits[token], maximum) -
-                               gptoss_log_partition(logits, vocab_size, maximum));
-    }
-    *token_out = token;
-cleanup:
+        status = sample_rows(&row, has_changed ? &changed : &row, sampling, num_history, token_out,
+                             logprob_out, error);
+    gptoss_softmax_row_clear(&changed);
+    gptoss_softmax_row_clear(&row);
     gptoss_free(values);
-    gptoss_free(candidates.keys);
     return status;
 }
 
@@ -320,55 +351,73 @@ static int compare_descending(const void *a, const void *b) {
     return (first < second) - (first > second);
 }
 
-__attribute__((noinline)) static enum gptoss_status
-top_logprobs(const float *logits, size_t vocab_size, size_t k, int32_t *tokens_out,
-             float *logprobs_out, struct gptoss_error *error) {
-    enum gptoss_status status = check_vocab_size(vocab_size, error);
-    if (status == GPTOSS_OK && (k < 1 || k > vocab_size)) {
-        status = refuse(error, "k", "between 1 and the number of tokens", (double)k);
+static void fill_logprobs(const struct gptoss_softmax_row *row,
+                          const struct gptoss_candidates *candidates, int32_t *tokens_out,
+                          float *logprobs_out) {
+    double partition = gptoss_log_partition(row);
+    for (size_t i = 0; i < candidates->count; ++i) {
+        float value = gptoss_key_value(candidates->keys[i]);
+        tokens_out[i] = gptoss_key_token(candidates->keys[i]);
+        logprobs_out[i] = (float)(gptoss_softmax_distance(value, row->maximum) - partition);
     }
-    if (status == GPTOSS_OK)
-        status = check_logits(logits, vocab_size, error);
-    if (status != GPTOSS_OK)
-        return status;
-    struct candidates candidates = {0};
-    status = create_candidates(logits, vocab_size, &candidates, error);
-    if (status != GPTOSS_OK)
-        return status;
-    keep_from(&candidates, find_cutoff(&candidates, NULL, k));
-    qsort(candidates.keys, k, sizeof *candidates.keys, compare_descending);
-
-    float maximum = value_of(candidates.keys[0]);
-    double partition = gptoss_log_partition(logits, vocab_size, maximum);
-    for (size_t i = 0; i < k; ++i) {
-        tokens_out[i] = token_of(candidates.keys[i]);
-        logprobs_out[i] =
-            (float)(gptoss_softmax_distance(value_of(candidates.keys[i]), maximum) - partition);
-    }
-    gptoss_free(candidates.keys);
-    return GPTOSS_OK;
 }
 
-/* ---- the public functions, in the floating-point environment that the numbers are defined in ----
- */
+__attribute__((noinline)) static enum gptoss_status
+top_logprobs(const struct gptoss_kernels *kernels, const float *logits, size_t vocab_size, size_t k,
+             int32_t *tokens_out, float *logprobs_out, struct gptoss_error *error) {
+    GPTOSS_TRY(check_vocab_size(vocab_size, error));
+    if (k < 1 || k > vocab_size)
+        return refuse(error, "k", "between 1 and the number of tokens", (double)k);
+    struct gptoss_candidates candidates = {0};
+    struct gptoss_softmax_row row = {0};
+    enum gptoss_status status = gptoss_softmax_row_init(&row, kernels, logits, vocab_size, error);
+    if (status == GPTOSS_OK)
+        status = gptoss_candidates_gather_first(&candidates, &row, k, error);
+    if (status == GPTOSS_OK) {
+        qsort(candidates.keys, candidates.count, sizeof *candidates.keys, compare_descending);
+        fill_logprobs(&row, &candidates, tokens_out, logprobs_out);
+    }
+    gptoss_candidates_clear(&candidates);
+    gptoss_softmax_row_clear(&row);
+    return status;
+}
+
+/* ---- in the floating-point environment that the numbers are defined in ---- */
+
+enum gptoss_status gptoss_sample_by(const struct gptoss_kernels *kernels, const float *logits,
+                                    size_t vocab_size, const struct gptoss_sampling *sampling,
+                                    const int32_t *history, size_t num_history, int32_t *token_out,
+                                    float *logprob_out, struct gptoss_error *error) {
+    uint64_t saved = gptoss_fp_environment_set_default();
+    enum gptoss_status status = sample(kernels, logits, vocab_size, sampling, history, num_history,
+                                       token_out, logprob_out, error);
+    gptoss_fp_environment_restore(saved);
+    return status;
+}
+
+enum gptoss_status gptoss_top_logprobs_by(const struct gptoss_kernels *kernels, const float *logits,
+                                          size_t vocab_size, size_t k, int32_t *tokens_out,
+                                          float *logprobs_out, struct gptoss_error *error) {
+    uint64_t saved = gptoss_fp_environment_set_default();
+    enum gptoss_status status =
+        top_logprobs(kernels, logits, vocab_size, k, tokens_out, logprobs_out, error);
+    gptoss_fp_environment_restore(saved);
+    return status;
+}
+
+/* ---- the public functions ---- */
 
 enum gptoss_status gptoss_sample(const float *logits, size_t vocab_size,
                                  const struct gptoss_sampling *sampling, const int32_t *history,
                                  size_t num_history, int32_t *token_out, float *logprob_out,
                                  struct gptoss_error *error) {
-    uint64_t saved = gptoss_fp_environment_set_default();
-    enum gptoss_status status =
-        sample(logits, vocab_size, sampling, history, num_history, token_out, logprob_out, error);
-    gptoss_fp_environment_restore(saved);
-    return status;
+    return gptoss_sample_by(gptoss_kernels_select(NULL), logits, vocab_size, sampling, history,
+                            num_history, token_out, logprob_out, error);
 }
 
 enum gptoss_status gptoss_top_logprobs(const float *logits, size_t vocab_size, size_t k,
                                        int32_t *tokens_out, float *logprobs_out,
                                        struct gptoss_error *error) {
-    uint64_t saved = gptoss_fp_environment_set_default();
-    enum gptoss_status status =
-        top_logprobs(logits, vocab_size, k, tokens_out, logprobs_out, error);
-    gptoss_fp_environment_restore(saved);
-    return status;
+    return gptoss_top_logprobs_by(gptoss_kernels_select(NULL), logits, vocab_size, k, tokens_out,
+                                  logprobs_out, error);
 }

@@ -15,7 +15,9 @@
 #include <unistd.h>
 
 #include "cpu/kernels.h"
+#include "numeric/double_math.h"
 #include "numeric/dtype.h"
+#include "numeric/softmax.h"
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
@@ -552,6 +554,75 @@ static void test_convert_f32_f16(int64_t n, int64_t rarity) {
     compare("out", out, expected, n);
 }
 
+/* ---- softmax over a vocabulary: not against the scalar kernels, but as it is defined ---- */
+
+static void test_block_maxima(int64_t n, int64_t rarity) {
+    n = n < 70 ? n : (n - 69) * 37;
+    int64_t num_blocks = (n + GPTOSS_SOFTMAX_BLOCK - 1) / GPTOSS_SOFTMAX_BLOCK;
+    const float *x = random_floats(INPUT, n, rarity * 100);
+    float *out = place_out(OUT, num_blocks), *expected = place_out(EXPECTED, num_blocks);
+    for (int64_t i = 0; i < n; ++i) {
+        float *maximum = &expected[i / GPTOSS_SOFTMAX_BLOCK];
+        if (i % GPTOSS_SOFTMAX_BLOCK == 0 || isnan(x[i]) || x[i] > *maximum)
+            *maximum = x[i];
+    }
+    fast->block_maxima(x, n, out);
+    for (int64_t i = 0; i < num_blocks; ++i)
+        out[i] = out[i] == expected[i] ? expected[i] : out[i]; /* -0 or +0 */
+    compare("maxima", out, expected, num_blocks);
+}
+
+static void compare_words(const char *what, const uint64_t *actual, const uint64_t *expected,
+                          int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+        if (actual[i] != expected[i])
+            fail("%s[%" PRId64 "] is %" PRIx64 ", not %" PRIx64, what, i, actual[i], expected[i]);
+    num_values += count;
+}
+
+/* Logits of any spread without NaN. */
+static float *random_logits(int64_t n, int64_t rarity, float *maximum_out) {
+    static const float spreads[] = {1e-40f, 1e-3f, 0.1f, 1, 1, 1, 3, 20, 1e30f};
+    float *x = random_floats(INPUT, n, rarity), spread = spreads[random_below(COUNT(spreads))];
+    *maximum_out = random_below(2) == 0 ? -INFINITY : 100 * spread;
+    for (int64_t i = 0; i < n; ++i) {
+        x[i] = isnan(x[i]) ? 0 : x[i] * spread;
+        *maximum_out = x[i] > *maximum_out ? x[i] : *maximum_out;
+    }
+    return x;
+}
+
+static void test_powers(int64_t n, int64_t rarity) {
+    static const double sums[] = {0, 1e-300, 1e-18, 1e-5, 0.5, 0.9999999, 1, 3, 255, 1e6};
+    static const float temperatures[] = {1, 1, 0.7f, 1.3f, 1e-30f, 1e-3f, 50, 3e38f};
+    float maximum, temperature = temperatures[random_below(COUNT(temperatures))];
+    n += random_below(2) * (GPTOSS_SOFTMAX_BLOCK - 140);
+    const float *x = random_logits(n, rarity, &maximum);
+    if (maximum == -INFINITY)
+        return;
+    double first = sums[random_below(COUNT(sums))], sum = first, out;
+    uint64_t least = random_below(2) == 0 ? 0 : random_bits() >> random_below(64) >> 24;
+    uint64_t *weights = place(OUT, n * 8), *expected = place(EXPECTED, n * 8);
+    uint64_t total = 0, total_of_1 = 0, total_out;
+    for (int64_t i = 0; i < n; ++i) {
+        double distance = gptoss_softmax_distance(x[i], maximum), power = gptoss_exp(distance);
+        uint64_t weight = (uint64_t)rint(power * 0x1p40);
+        sum += power;
+        total_of_1 += weight >= least ? weight : 0;
+        weight = (uint64_t)rint(gptoss_exp(distance / temperature) * 0x1p40);
+        total += expected[i] = weight >= least ? weight : 0;
+    }
+    const uint64_t sum_bits = gptoss_bits_from_double(sum);
+    out = fast->add_powers(first, x, n, maximum);
+    compare_words("sum", &(uint64_t){gptoss_bits_from_double(out)}, &sum_bits, 1);
+    total_out = fast->weigh(x, n, maximum, temperature, least, weights);
+    compare_words("total weight", &total_out, &total, 1);
+    compare_words("weights", weights, expected, n);
+    out = fast->add_powers_and_weigh(first, x, n, maximum, least, &total_out);
+    compare_words("sum beside weights", &(uint64_t){gptoss_bits_from_double(out)}, &sum_bits, 1);
+    compare_words("weight beside the sum", &total_out, &total_of_1, 1);
+}
+
 static void test_elementwise(void) {
     static const struct {
         const char *name;
@@ -568,6 +639,8 @@ static void test_elementwise(void) {
         {"multiply_add", test_multiply_add},
         {"divide", test_divide},
         {"convert_f32_f16", test_convert_f32_f16},
+        {"block_maxima", test_block_maxima},
+        {"powers", test_powers},
     };
     for (int i = 0; i < COUNT(tests); ++i) {
         begin_operation(tests[i].name);
