@@ -83,7 +83,7 @@ def bf16(rows: int, columns: int) -> int:
 
 
 def mxfp4(rows: int, columns: int) -> int:
-    return align(rows * columns // 2) + align(rows * columns // 32)
+    return align(rows * columns // 2) + align(rows * -(-columns // 128) * 4)
 
 
 class Sizes:

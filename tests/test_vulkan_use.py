@@ -259,6 +259,8 @@ def test_ctrl_c_and_progress_stop_a_prefill(model: gptoss.Model) -> None:
 
 
 def test_a_long_block_stops_at_a_layer(model: gptoss.Model) -> None:
+    if "llvmpipe" not in repr(model):
+        pytest.skip("a GPU is done before the callback first comes")
     generator = open_generator(model, 100)
     tokens = random_tokens(model, 80, SEED)
 

@@ -7,7 +7,7 @@
 #define MAX_HEADS 8 /* of a workgroup */
 /* On cooperative matrices: matrices of lines of a subgroup, keys of a tile, matrices of keys whose
  * scores are held, for heads up to LARGE_HEAD_DIM; others take the smallest. */
-#define PANEL_WORKGROUP 128
+#define PANEL_WORKGROUP 256
 #define PANEL_LINE_PARTS 1
 #define PANEL_KEYS 64
 #define PANEL_CHUNK 2
