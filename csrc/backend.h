@@ -190,7 +190,8 @@ struct gptoss_unembed {
     struct gptoss_norm norm;
     const struct gptoss_weight *weight; /* NULL: only the norm */
     float *logits;                      /* host memory, [num_rows][vocabulary] */
-    bool is_deferred; /* logits are there after `end` only: for back ends that guess, of one row */
+    bool is_deferred; /* logits are there when taken, or after `end`: where there is guess, one row
+                       */
 };
 
 /* Deferred passes of one turn, at most. */
@@ -203,7 +204,7 @@ struct gptoss_guess {
     float temperature; /* 0: the largest logit, the first of equal ones */
     float min_p;       /* tokens less likely than the likeliest by this factor are not drawn */
     uint64_t random;   /* uniform: which of them, in ascending order, by their shares */
-    int32_t *token;    /* host memory, set after `end` */
+    int32_t *token;    /* host memory, set with the logits */
 };
 
 #define GPTOSS_MAX_READS 4
@@ -320,6 +321,9 @@ struct gptoss_backend_operations {
                                   const struct gptoss_unembed *);
     /* NULL: this back end does not guess. */
     enum gptoss_status (*guess)(struct gptoss_backend *, const struct gptoss_guess *);
+    /* Waits for the deferred pass `index` of this turn, and has its logits and its guess where they
+     * go: what it takes before `end`, which takes the rest. Where there is guess. */
+    enum gptoss_status (*take_deferred)(struct gptoss_backend *, int32_t index);
     /* What a device that times its own work has spent on an operation of that name; NULL: the time
      * of the call is the operation's. */
     uint64_t (*operation_nanoseconds)(const struct gptoss_backend *, const char *name);

@@ -474,12 +474,22 @@ struct gptoss_sampling;
 bool gptoss_generator_runs_ahead(const struct gptoss_generator *generator);
 /* Computes the row of a token, and those of num_tokens - 1 more that are guessed to be drawn with
  * sampling's temperature, min_p and seed and nothing else of it; fewer if the context ends before
- * or the device takes fewer at once. What follows is as after gptoss_generator_look_ahead. */
+ * or the device takes fewer at once. What follows is as after gptoss_generator_look_ahead. Draws
+ * from rows while the device computes the next. */
 enum gptoss_status gptoss_generator_run_ahead(struct gptoss_generator *generator, int32_t token,
                                               int32_t num_tokens,
                                               const struct gptoss_sampling *sampling,
                                               gptoss_poll_fn poll, void *user,
                                               struct gptoss_error *error);
+/* A token and its log-probability. */
+struct gptoss_draw {
+    int32_t token;
+    float logprob;
+};
+/* What the last gptoss_generator_run_ahead drew from its rows, up to the first that was not guessed
+ * right, included; valid until the next call that changes the generator. */
+size_t gptoss_generator_draws_ahead(const struct gptoss_generator *generator,
+                                    const struct gptoss_draw **draws_out);
 /* How many tokens are looked ahead at now, and which; valid until the next call that changes the
  * generator. */
 size_t gptoss_generator_ahead(const struct gptoss_generator *generator, const int32_t **tokens_out);

@@ -143,10 +143,13 @@ class Continuation:
             # The last token drawn need not be fed: there may be one more than there are positions.
             self.max_tokens = generator.max_context - generator.position + 1
 
-    def draw(self, generator: Generator) -> Output:
-        """The next token; it becomes the one that the Generator has yet to be fed."""
+    def draw(self, generator: Generator, known: Draw | None = None) -> Output:
+        """The next token; it becomes the one that the Generator has yet to be fed.
+
+        known: what these logits give, if that was drawn already.
+        """
         logits = generator.logits
-        token, logprob = self._draw(logits, generator.tokens)
+        token, logprob = known or self._draw(logits, generator.tokens)
         top = _core.top_logprobs(logits, self._num_top) if self._num_top else ()
         generator._pending = token
         self.num_tokens += 1
@@ -246,7 +249,9 @@ class Generation(Iterator[Output]):
             self._go_on()
         if self._continuation.is_over:
             raise StopIteration  # of 0 tokens
-        output = self._continuation.draw(self._generator)
+        ahead = self._run_ahead
+        known = None if ahead is None else ahead.drawn(self._generator)
+        output = self._continuation.draw(self._generator, known)
         self._position, self._last_token = self._generator.position, output.token
         self._ended = self._continuation.is_over
         return output

@@ -1,7 +1,7 @@
 """Decoding on a device that guesses tokens: it computes several in a row, each from its guess at
-the one before, without waiting for the host, which then draws as it always does. A guess is what
-will be drawn but for the rounding of sums, so next to none is wrong, and one that is costs only
-time."""
+the one before, without waiting for the host, which draws as it always does, from one row while the
+device computes the next. A guess is what will be drawn but for the rounding of sums, so next to
+none is wrong, and one that is costs only time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gptoss.errors import OutOfMemoryError
-from gptoss.sampling import Sampling
+from gptoss.sampling import Draw, Sampling
 
 if TYPE_CHECKING:
     from gptoss.generator import Generator
@@ -38,6 +38,8 @@ class RunAhead:
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._length = 2
+        self._first = 0  # the position of the first draw
+        self._draws: list[tuple[int, float]] = []
         self._fastest = 0.0  # seconds a token took at least; the first passes make pipelines
 
     def prepare(self, generator: Generator, num_left: int) -> None:
@@ -46,6 +48,7 @@ class RunAhead:
         core, token = generator._core, generator._pending
         if core.next_ahead == token or token is None:
             return
+        self._draws = []
         count = min(self._length, num_left)
         if self._fastest > 0:  # of a turn, not the latest: any may be held up
             count = min(count, int(_MAX_SECONDS / self._fastest))
@@ -54,7 +57,8 @@ class RunAhead:
         start = time.perf_counter()
         try:
             generator._taps.require_room(count)
-            core.run_ahead(
+            self._first = generator.position + 1
+            self._draws = core.run_ahead(
                 token, count, self._sampling.temperature, self._sampling.min_p, self._sampling.seed
             )
         except OutOfMemoryError:
@@ -63,3 +67,8 @@ class RunAhead:
         if self._length > 2:
             self._fastest = min(self._fastest or seconds, seconds)
         self._length = min(2 * self._length, _MAX_TOKENS)
+
+    def drawn(self, generator: Generator) -> Draw | None:
+        """What was drawn from the logits that the Generator has, if that was computed ahead."""
+        index = generator.position - self._first
+        return Draw(*self._draws[index]) if 0 <= index < len(self._draws) else None

@@ -104,6 +104,23 @@ def test_guesses_are_what_is_drawn(tmp_path: Path, vocab_size: int) -> None:
     assert num_guessed > 100 and num_right >= num_guessed - 1
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_draws_ahead_are_the_draws(model: gptoss.Model, sampling: gptoss.Sampling) -> None:
+    generator, num_drawn = start(model), 0
+    sampling = sampling.with_seed()
+    options = sampling.temperature, sampling.min_p, sampling.seed
+    for num_tokens in (1, 2, 8, 8):
+        token = generator.sample(sampling)
+        draws = generator._core.run_ahead(token, num_tokens, *options)
+        assert 1 <= len(draws) <= num_tokens
+        for expected in draws:
+            generator.step(token)
+            assert tuple(generator.draw(sampling)) == expected
+            token = expected[0]
+        num_drawn += len(draws)
+    assert num_drawn >= 10  # all 19 but for those behind a guess that was wrong
+
+
 def test_equal_logits_are_the_first_token(tmp_path: Path) -> None:
     tensors = random_tensors(SPEC, np.random.default_rng(SEED))
     write_model(tmp_path, SPEC, np.random.default_rng(SEED))
@@ -251,9 +268,11 @@ def test_turns_grow_unless_the_device_is_slow(
 ) -> None:
     monkeypatch.setattr(run_ahead, "_MAX_SECONDS", seconds)
     counts: list[int] = []
-    core = types.SimpleNamespace(next_ahead=None, run_ahead=lambda _, n, *rest: counts.append(n))
+    core = types.SimpleNamespace(
+        next_ahead=None, run_ahead=lambda _, n, *rest: counts.append(n) or []
+    )
     taps = types.SimpleNamespace(require_room=lambda rows: None)
-    generator: Any = types.SimpleNamespace(_core=core, _pending=1, _taps=taps)
+    generator: Any = types.SimpleNamespace(_core=core, _pending=1, _taps=taps, position=5)
     ahead = run_ahead.RunAhead(GREEDY)
     for num_left in (100, 98, 94, 86, 78, 3, 1):
         ahead.prepare(generator, num_left)

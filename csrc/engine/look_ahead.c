@@ -30,8 +30,10 @@ static enum gptoss_status reserve(struct gptoss_generator *generator, int64_t nu
         gptoss_generator_free_ahead(generator);
         ahead->tokens = gptoss_allocate((size_t)num_rows, sizeof *ahead->tokens);
         ahead->rows = gptoss_allocate((size_t)num_rows, sizeof *ahead->rows);
+        ahead->draws = gptoss_allocate((size_t)num_rows, sizeof *ahead->draws);
         ahead->logits = gptoss_allocate((size_t)num_rows, vocab_size * sizeof *ahead->logits);
-        if (ahead->tokens == NULL || ahead->rows == NULL || ahead->logits == NULL) {
+        if (ahead->tokens == NULL || ahead->rows == NULL || ahead->draws == NULL ||
+            ahead->logits == NULL) {
             gptoss_generator_free_ahead(generator);
             return gptoss_error_memory(error, (uint64_t)num_rows * vocab_size * sizeof(float),
                                        "logits ahead");
@@ -55,6 +57,7 @@ static enum gptoss_status end_turn(struct gptoss_generator *generator, int64_t n
         backend->operations->end(backend, status == GPTOSS_OK ? error : NULL);
     if (status != GPTOSS_OK || end_status != GPTOSS_OK)
         return status != GPTOSS_OK ? status : end_status;
+    ahead->num_rows = ahead->num_draws; /* which are numbers */
     while (ahead->num_rows < num_rows &&
            gptoss_check_logits(ahead->logits + ahead->num_rows * vocab_size, vocab_size, NULL) ==
                GPTOSS_OK)
@@ -128,6 +131,20 @@ static enum gptoss_status run_guessed(struct gptoss_generator *generator, int64_
     return gptoss_pass_guess(generator->model, &guess, error);
 }
 
+/* Draws from row i. Whether what follows is worth drawing from: the row of the token drawn. */
+static bool draw(struct gptoss_generator *generator, int64_t i, int64_t num_rows,
+                 const struct gptoss_sampling *sampling) {
+    struct gptoss_ahead *ahead = &generator->ahead;
+    size_t vocab_size = (size_t)generator->model->config->vocab_size;
+    struct gptoss_draw *out = &ahead->draws[i];
+    if (gptoss_sample(ahead->logits + (size_t)i * vocab_size, vocab_size, sampling, NULL,
+                      (size_t)(generator->position + i + 1), &out->token, &out->logprob,
+                      NULL) != GPTOSS_OK)
+        return false;
+    ++ahead->num_draws;
+    return i + 1 < num_rows && ahead->tokens[i + 1] == out->token;
+}
+
 enum gptoss_status gptoss_generator_run_ahead(struct gptoss_generator *generator, int32_t token,
                                               int32_t num_tokens,
                                               const struct gptoss_sampling *sampling,
@@ -148,7 +165,21 @@ enum gptoss_status gptoss_generator_run_ahead(struct gptoss_generator *generator
     enum gptoss_status status = GPTOSS_OK;
     for (int64_t i = 0; i < num_rows && status == GPTOSS_OK; ++i)
         status = run_guessed(generator, i, num_rows, sampling, error);
-    return end_turn(generator, num_rows, status, error);
+    bool is_right = true;
+    for (int64_t i = 0; i + 1 < num_rows && is_right && status == GPTOSS_OK; ++i) {
+        status = gptoss_pass_take(generator->model, (int32_t)i, error);
+        is_right = status == GPTOSS_OK && draw(generator, i, num_rows, sampling);
+    }
+    status = end_turn(generator, num_rows, status, error);
+    if (status == GPTOSS_OK && is_right)
+        draw(generator, num_rows - 1, num_rows, sampling);
+    return status;
+}
+
+size_t gptoss_generator_draws_ahead(const struct gptoss_generator *generator,
+                                    const struct gptoss_draw **draws_out) {
+    *draws_out = generator->ahead.draws;
+    return (size_t)generator->ahead.num_draws;
 }
 
 size_t gptoss_generator_ahead(const struct gptoss_generator *generator,
@@ -195,7 +226,7 @@ enum gptoss_status gptoss_generator_take_ahead(struct gptoss_generator *generato
 }
 
 void gptoss_generator_drop_ahead(struct gptoss_generator *generator) {
-    generator->ahead.num_rows = generator->ahead.next = 0;
+    generator->ahead.num_rows = generator->ahead.next = generator->ahead.num_draws = 0;
     gptoss_capture_drop(&generator->ahead.capture);
 }
 
@@ -204,6 +235,7 @@ void gptoss_generator_free_ahead(struct gptoss_generator *generator) {
     gptoss_generator_drop_ahead(generator);
     gptoss_free(ahead->tokens);
     gptoss_free(ahead->rows);
+    gptoss_free(ahead->draws);
     gptoss_free(ahead->logits);
     gptoss_free(ahead->capture.data);
     *ahead = (struct gptoss_ahead){0};

@@ -211,6 +211,12 @@ enum gptoss_status gptoss_pass_guess(struct gptoss_model *model, const struct gp
     return explain(model, model->backend->operations->guess(model->backend, guess), 1, error);
 }
 
+enum gptoss_status gptoss_pass_take(struct gptoss_model *model, int32_t index,
+                                    struct gptoss_error *error) {
+    return explain(model, model->backend->operations->take_deferred(model->backend, index), 1,
+                   error);
+}
+
 enum gptoss_status gptoss_pass_run(struct gptoss_model *model, const struct gptoss_pass *pass,
                                    struct gptoss_error *error) {
     GPTOSS_TRY(workspace_reserve(model, pass->num_rows, error));

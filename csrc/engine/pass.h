@@ -46,6 +46,9 @@ enum gptoss_status gptoss_pass_run(struct gptoss_model *model, const struct gpto
 /* After a deferred pass: guesses the token of the next (backend.h). */
 enum gptoss_status gptoss_pass_guess(struct gptoss_model *model, const struct gptoss_guess *guess,
                                      struct gptoss_error *error);
+/* Results of the deferred pass `index` of the turn, when they are there. */
+enum gptoss_status gptoss_pass_take(struct gptoss_model *model, int32_t index,
+                                    struct gptoss_error *error);
 
 /* Brings the weights of a newly opened model to where its back end wants them. */
 enum gptoss_status gptoss_pass_load(struct gptoss_model *model, gptoss_poll_fn poll, void *user,

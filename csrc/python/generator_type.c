@@ -306,7 +306,21 @@ cleanup:
     return result;
 }
 
-/* run_ahead(token, num_tokens, temperature, min_p, seed) */
+#define MAX_DRAWS 64 /* more than come of one call */
+
+static PyObject *list_draws(const struct gptoss_draw *draws, size_t num_draws) {
+    PyObject *list = PyList_New((Py_ssize_t)num_draws);
+    for (size_t i = 0; list != NULL && i < num_draws; ++i) {
+        PyObject *pair = Py_BuildValue("(if)", (int)draws[i].token, (double)draws[i].logprob);
+        if (pair == NULL)
+            Py_CLEAR(list);
+        else
+            PyList_SetItem(list, (Py_ssize_t)i, pair);
+    }
+    return list;
+}
+
+/* run_ahead(token, num_tokens, temperature, min_p, seed) -> [(token, logprob), ...] */
 static PyObject *run_ahead(PyObject *self, PyObject *arguments) {
     int token, num_tokens;
     struct gptoss_sampling sampling = {.top_p = 1, .repetition_penalty = 1};
@@ -326,8 +340,18 @@ static PyObject *run_ahead(PyObject *self, PyObject *arguments) {
     }
     enum gptoss_status status = gptoss_generator_run_ahead(generator, token, num_tokens, &sampling,
                                                            gptoss_python_poll, &call, &error);
+    const struct gptoss_draw *drawn;
+    struct gptoss_draw draws[MAX_DRAWS];
+    size_t num_draws = gptoss_generator_draws_ahead(generator, &drawn);
+    num_draws = num_draws < MAX_DRAWS ? num_draws : MAX_DRAWS;
+    if (num_draws > 0)
+        memcpy(draws, drawn, num_draws * sizeof *draws);
     leave(self);
-    return gptoss_python_call_end(&call, status, &error);
+    PyObject *done = gptoss_python_call_end(&call, status, &error);
+    if (done == NULL)
+        return NULL;
+    Py_DECREF(done);
+    return list_draws(draws, num_draws);
 }
 
 /* The token looked ahead at as the next one, or None. */

@@ -184,6 +184,13 @@ static bool poll_in_time(void *user) {
     return backend->poll(backend->poll_user, backend->done, backend->total) != 0;
 }
 
+enum gptoss_status gptoss_vulkan_wait_as_asked(struct gptoss_vulkan_backend *backend,
+                                               uint32_t index) {
+    return gptoss_vulkan_wait_behind(&backend->queue, index,
+                                     backend->poll != NULL ? poll_in_time : NULL, backend,
+                                     &backend->error);
+}
+
 enum gptoss_status gptoss_vulkan_flush(struct gptoss_vulkan_backend *backend) {
     if (backend->failed != GPTOSS_OK)
         return backend->failed;
@@ -213,7 +220,7 @@ static enum gptoss_status vulkan_begin(struct gptoss_backend *base, gptoss_poll_
     backend->last_poll = gptoss_clock_nanoseconds();
     backend->failed = GPTOSS_OK;
     backend->error.status = GPTOSS_OK;
-    backend->num_guesses = backend->num_deferred = 0;
+    backend->num_guesses = backend->num_deferred = backend->num_taken = 0;
     return GPTOSS_OK;
 }
 
@@ -379,6 +386,7 @@ static const struct gptoss_backend_operations vulkan_operations = {
     .expert_down = gptoss_vulkan_expert_down,
     .unembed = gptoss_vulkan_unembed,
     .guess = gptoss_vulkan_guess,
+    .take_deferred = gptoss_vulkan_take_deferred,
     .operation_nanoseconds = vulkan_operation_nanoseconds,
     .run_tasks = vulkan_run_tasks,
 };

@@ -68,8 +68,8 @@ struct gptoss_vulkan_backend {
         float *logits;
         int32_t *token;              /* guessed from them, or NULL */
     } deferred[GPTOSS_MAX_DEFERRED]; /* where results go in the end */
-    int32_t num_deferred;
-    uint64_t deferred_bytes;                      /* of a row of logits */
+    int32_t num_deferred, num_taken; /* of those, in their order, what take_deferred had */
+    uint64_t deferred_bytes;         /* of a row of logits */
     struct gptoss_vulkan_memory deferred_results; /* the logits' rows, then the tokens */
     int64_t num_rows;                             /* of the pass */
     int64_t end_position;                         /* the largest of the pass, plus one */
@@ -102,6 +102,9 @@ bool gptoss_vulkan_is_ours(const struct gptoss_vulkan_backend *backend);
 enum gptoss_status gptoss_vulkan_scratch(struct gptoss_vulkan_backend *backend,
                                          enum gptoss_scratch_use use, uint64_t num_bytes,
                                          uint64_t *address_out);
+/* Waits for a pass that was started behind others, asking the poll function meanwhile. */
+enum gptoss_status gptoss_vulkan_wait_as_asked(struct gptoss_vulkan_backend *backend,
+                                               uint32_t index);
 /* Starts what is listed and waits for it. */
 enum gptoss_status gptoss_vulkan_flush(struct gptoss_vulkan_backend *backend);
 /* At least num_bytes that the host can read. */
@@ -172,7 +175,8 @@ enum gptoss_status gptoss_vulkan_reserve_table(struct gptoss_vulkan_backend *bac
 enum gptoss_status gptoss_vulkan_defer_logits(struct gptoss_vulkan_backend *backend,
                                               const struct gptoss_unembed *operation);
 enum gptoss_status gptoss_vulkan_guess(struct gptoss_backend *, const struct gptoss_guess *);
-/* Hands what was deferred to those who wait for it. */
+enum gptoss_status gptoss_vulkan_take_deferred(struct gptoss_backend *, int32_t index);
+/* Hands the rest of what was deferred to those who wait for it. */
 void gptoss_vulkan_collect(struct gptoss_vulkan_backend *backend);
 
 /* ---- vulkan_low_rank.c ---- */

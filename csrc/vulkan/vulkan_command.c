@@ -30,6 +30,8 @@ enum gptoss_status gptoss_vulkan_queue_open(struct gptoss_vulkan_device *device,
     VkResult result = device->run.CreateCommandPool(device->handle, &pool, NULL, &queue->pool);
     if (result == VK_SUCCESS)
         result = device->run.CreateFence(device->handle, &fence, NULL, &queue->fence);
+    for (size_t i = 0; result == VK_SUCCESS && i < GPTOSS_MAX_BEHIND; ++i)
+        result = device->run.CreateFence(device->handle, &fence, NULL, &queue->behind[i]);
     if (result == VK_SUCCESS && timing && device->timestamp_nanoseconds > 0)
         result = device->run.CreateQueryPool(device->handle, &queries, NULL, &queue->queries);
     if (result == VK_SUCCESS)
@@ -48,6 +50,9 @@ void gptoss_vulkan_queue_close(struct gptoss_vulkan_queue *queue) {
         device->run.DestroyQueryPool(device->handle, queue->queries, NULL);
     if (queue->fence != VK_NULL_HANDLE)
         device->run.DestroyFence(device->handle, queue->fence, NULL);
+    for (size_t i = 0; i < GPTOSS_MAX_BEHIND; ++i)
+        if (queue->behind[i] != VK_NULL_HANDLE)
+            device->run.DestroyFence(device->handle, queue->behind[i], NULL);
     if (queue->pool != VK_NULL_HANDLE)
         device->run.DestroyCommandPool(device->handle, queue->pool, NULL);
     gptoss_free(queue->commands);
@@ -295,7 +300,7 @@ static enum gptoss_status fail(struct gptoss_vulkan_queue *queue, VkResult resul
 
 /* Hands a recording over, or, with NULL, nothing but the fence behind all that runs. */
 static enum gptoss_status submit(struct gptoss_vulkan_queue *queue,
-                                 const struct gptoss_vulkan_program *program, bool has_fence,
+                                 const struct gptoss_vulkan_program *program, VkFence fence,
                                  struct gptoss_error *error) {
     const VkSubmitInfo info = {
         .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
@@ -304,17 +309,16 @@ static enum gptoss_status submit(struct gptoss_vulkan_queue *queue,
     };
     const struct gptoss_vulkan_device *device = queue->device;
     VkResult result = VK_SUCCESS;
-    if (has_fence)
-        result = device->run.ResetFences(device->handle, 1, &queue->fence);
+    if (fence != VK_NULL_HANDLE)
+        result = device->run.ResetFences(device->handle, 1, &fence);
     if (result == VK_SUCCESS)
         result = loses_device(device)
                      ? VK_ERROR_DEVICE_LOST
-                     : device->run.QueueSubmit(device->queue, program != NULL, &info,
-                                               has_fence ? queue->fence : VK_NULL_HANDLE);
+                     : device->run.QueueSubmit(device->queue, program != NULL, &info, fence);
     if (result != VK_SUCCESS)
         return fail(queue, result, "submitting work to the GPU", error);
     queue->is_running = true;
-    queue->has_fence = has_fence;
+    queue->has_fence = fence == queue->fence;
     return GPTOSS_OK;
 }
 
@@ -330,7 +334,7 @@ enum gptoss_status gptoss_vulkan_start(struct gptoss_vulkan_queue *queue, bool k
     if (status != GPTOSS_OK)
         return status;
     queue->running = program;
-    return submit(queue, program, true, error);
+    return submit(queue, program, queue->fence, error);
 }
 
 enum gptoss_status gptoss_vulkan_start_behind(struct gptoss_vulkan_queue *queue,
@@ -344,7 +348,10 @@ enum gptoss_status gptoss_vulkan_start_behind(struct gptoss_vulkan_queue *queue,
     if (status == GPTOSS_OK)
         status = find_program(queue, true, &program, error);
     queue->count = 0;
-    return status != GPTOSS_OK ? status : submit(queue, program, false, error);
+    VkFence fence = VK_NULL_HANDLE;
+    if (status == GPTOSS_OK && queue->num_behind < GPTOSS_MAX_BEHIND)
+        fence = queue->behind[queue->num_behind++];
+    return status != GPTOSS_OK ? status : submit(queue, program, fence, error);
 }
 
 static void add_timings(struct gptoss_vulkan_queue *queue) {
@@ -373,28 +380,46 @@ static void spin(const struct gptoss_vulkan_device *device, VkFence fence) {
         continue;
 }
 
+/* Waits for a fence; *stopped_out becomes true once stop says so. */
+static enum gptoss_status wait_for(struct gptoss_vulkan_queue *queue, VkFence fence,
+                                   bool (*stop)(void *user), void *user, bool *stopped_out,
+                                   struct gptoss_error *error) {
+    const struct gptoss_vulkan_device *device = queue->device;
+    VkResult result;
+    spin(device, fence);
+    while ((result = device->run.WaitForFences(device->handle, 1, &fence, VK_TRUE,
+                                               WAIT_NANOSECONDS)) == VK_TIMEOUT)
+        *stopped_out = *stopped_out || (stop != NULL && stop(user));
+    if (result == VK_SUCCESS && loses_device(device))
+        result = VK_ERROR_DEVICE_LOST;
+    if (result == VK_SUCCESS)
+        return GPTOSS_OK;
+    queue->is_running = false;
+    return fail(queue, result, "waiting for the GPU", error);
+}
+
+enum gptoss_status gptoss_vulkan_wait_behind(struct gptoss_vulkan_queue *queue, uint32_t index,
+                                             bool (*stop)(void *user), void *user,
+                                             struct gptoss_error *error) {
+    if (index >= queue->num_behind)
+        return gptoss_vulkan_wait(queue, stop, user, error);
+    bool stopped = false;
+    GPTOSS_TRY(gptoss_vulkan_check_lost(queue, error));
+    GPTOSS_TRY(wait_for(queue, queue->behind[index], stop, user, &stopped, error));
+    return stopped ? GPTOSS_ERROR_INTERRUPTED : GPTOSS_OK;
+}
+
 enum gptoss_status gptoss_vulkan_wait(struct gptoss_vulkan_queue *queue, bool (*stop)(void *user),
                                       void *user, struct gptoss_error *error) {
-    const struct gptoss_vulkan_device *device = queue->device;
     bool stopped = false;
     GPTOSS_TRY(gptoss_vulkan_check_lost(queue, error));
     if (queue->is_running && !queue->has_fence)
-        GPTOSS_TRY(submit(queue, NULL, true, error));
-    if (queue->is_running)
-        spin(device, queue->fence);
-    while (queue->is_running) {
-        VkResult result =
-            device->run.WaitForFences(device->handle, 1, &queue->fence, VK_TRUE, WAIT_NANOSECONDS);
-        if (result == VK_TIMEOUT) {
-            stopped = stopped || (stop != NULL && stop(user));
-            continue;
-        }
+        GPTOSS_TRY(submit(queue, NULL, queue->fence, error));
+    if (queue->is_running) {
+        GPTOSS_TRY(wait_for(queue, queue->fence, stop, user, &stopped, error));
         queue->is_running = false;
-        if (result == VK_SUCCESS && loses_device(device))
-            result = VK_ERROR_DEVICE_LOST;
-        if (result != VK_SUCCESS)
-            return fail(queue, result, "waiting for the GPU", error);
         add_timings(queue);
     }
+    queue->num_behind = 0;
     return stopped ? GPTOSS_ERROR_INTERRUPTED : GPTOSS_OK;
 }

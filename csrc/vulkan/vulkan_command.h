@@ -29,13 +29,16 @@ struct gptoss_vulkan_program {
 #define GPTOSS_MAX_PROGRAMS 64
 
 #define GPTOSS_MAX_TIMERS 16
+#define GPTOSS_MAX_BEHIND 8
 
 struct gptoss_vulkan_queue {
     struct gptoss_vulkan_device *device;
     VkPipelineLayout layout;
     VkCommandPool pool;
     VkFence fence;
-    bool is_running, has_fence;             /* has_fence: the fence stands behind what runs */
+    bool is_running, has_fence;        /* has_fence: the fence stands behind what runs */
+    VkFence behind[GPTOSS_MAX_BEHIND]; /* of what start_behind started since the last wait */
+    uint32_t num_behind;
     bool is_lost;                           /* the device is: nothing is asked of it any more */
     struct gptoss_vulkan_command *commands; /* listed */
     size_t count, capacity;
@@ -76,6 +79,11 @@ enum gptoss_status gptoss_vulkan_start(struct gptoss_vulkan_queue *queue, bool k
  */
 enum gptoss_status gptoss_vulkan_start_behind(struct gptoss_vulkan_queue *queue,
                                               struct gptoss_error *error);
+/* Waits for what start_behind started as number `index` since the last wait for all, which this is
+ * where it has no fence. */
+enum gptoss_status gptoss_vulkan_wait_behind(struct gptoss_vulkan_queue *queue, uint32_t index,
+                                             bool (*stop)(void *user), void *user,
+                                             struct gptoss_error *error);
 /* Waits for all that was started. stop, if not NULL, is asked every few milliseconds; true ends the
  * asking, not the work, and the result is GPTOSS_ERROR_INTERRUPTED. */
 enum gptoss_status gptoss_vulkan_wait(struct gptoss_vulkan_queue *queue, bool (*stop)(void *user),

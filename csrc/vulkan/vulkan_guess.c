@@ -80,12 +80,27 @@ enum gptoss_status gptoss_vulkan_guess(struct gptoss_backend *base,
     return gptoss_vulkan_start_behind(&backend->queue, &backend->error);
 }
 
-void gptoss_vulkan_collect(struct gptoss_vulkan_backend *backend) {
+static void take(const struct gptoss_vulkan_backend *backend, int32_t index) {
     const uint8_t *results = backend->deferred_results.host;
-    for (int32_t i = 0; i < backend->num_deferred; ++i) {
-        memcpy(backend->deferred[i].logits, results + (uint64_t)i * backend->deferred_bytes,
-               backend->deferred_bytes);
-        if (backend->deferred[i].token != NULL)
-            memcpy(backend->deferred[i].token, results + token_offset(backend, i), sizeof(int32_t));
-    }
+    memcpy(backend->deferred[index].logits, results + (uint64_t)index * backend->deferred_bytes,
+           backend->deferred_bytes);
+    if (backend->deferred[index].token != NULL)
+        memcpy(backend->deferred[index].token, results + token_offset(backend, index),
+               sizeof(int32_t));
+}
+
+enum gptoss_status gptoss_vulkan_take_deferred(struct gptoss_backend *base, int32_t index) {
+    _Static_assert(GPTOSS_MAX_BEHIND >= GPTOSS_MAX_DEFERRED, "each pass has a fence");
+    struct gptoss_vulkan_backend *backend = gptoss_vulkan_of(base);
+    if (backend->queue.count > 0) /* the last pass, behind which nothing was guessed */
+        GPTOSS_TRY(gptoss_vulkan_start_behind(&backend->queue, &backend->error));
+    GPTOSS_TRY(gptoss_vulkan_wait_as_asked(backend, (uint32_t)index));
+    take(backend, index);
+    backend->num_taken = index + 1;
+    return GPTOSS_OK;
+}
+
+void gptoss_vulkan_collect(struct gptoss_vulkan_backend *backend) {
+    for (int32_t i = backend->num_taken; i < backend->num_deferred; ++i)
+        take(backend, i);
 }
