@@ -3,7 +3,10 @@ caches, and the sizes around which it computes otherwise."""
 
 from __future__ import annotations
 
+import os
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,3 +301,40 @@ def test_prefill_steps_and_again(tmp_path: Path) -> None:
         assert_same_bits(run(), first, "again")
     with gptoss.Model(path, device="vulkan") as model:
         assert_same_bits(run(), first, "opened again")
+
+
+SUBGROUPS_OF_FOUR = """
+import sys
+from pathlib import Path
+import numpy as np
+import gptoss
+from models import Spec, write_model
+from support import open_generator, random_tokens
+from vulkan_support import TOLERANCE, feed_both
+
+seed = int(sys.argv[2])
+spec = Spec(num_layers=2, vocab_size=16391, hidden_size=64, window=8)
+path = write_model(Path(sys.argv[1]), spec, np.random.default_rng(seed))
+with gptoss.Model(path) as cpu, gptoss.Model(path, device="vulkan", precision="fp32") as model:
+    pair = [open_generator(m, 90, kv_dtype="f32") for m in (model, cpu)]
+    tokens = random_tokens(model, 80, seed)
+    for first, end in ((0, 70), (70, 71), (71, 80)):
+        feed_both(pair, tokens[first:end], TOLERANCE["f32"], f"{first}:{end}")
+    print(repr(model))
+"""
+
+
+def test_subgroups_smaller_than_a_block_of_rows(tmp_path: Path) -> None:
+    """The software device has subgroups of as many as its vectors; a large vocabulary is multiplied
+    by eight rows at once where there are as many invocations to finish them."""
+    print(f"seed {SEED}")
+    run = subprocess.run(
+        [sys.executable, "-c", SUBGROUPS_OF_FOUR, str(tmp_path / "m"), str(SEED)],
+        env=os.environ
+        | {"LP_NATIVE_VECTOR_WIDTH": "128", "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    if "llvmpipe" in run.stdout:
+        assert "128 bits" in run.stdout

@@ -249,6 +249,8 @@ enum gptoss_status gptoss_vulkan_rows(struct gptoss_vulkan_backend *backend,
     bool is_small =
         product->push.num_outs < LARGE_MATRIX_ROWS && product->mode != GPTOSS_PRODUCT_ADD;
     uint32_t rows = is_pair ? PAIR_ROWS : is_small ? ROWS : LARGE_ROWS;
+    if (rows > backend->device.subgroup_size) /* each is finished by an invocation */
+        rows = backend->device.subgroup_size;
     uint32_t split = is_pair ? PAIR_SPLIT : is_small ? SPLIT : 1;
     split = split < subgroups ? split : subgroups;
     return gptoss_vulkan_dispatch(

@@ -29,7 +29,7 @@ void main() {
     multiply(push.x, line, uvec2(0));
     float y = 0;
     [[unroll]] for (uint i = 0; i < ROWS; ++i)
-        y = lane == i % SUBGROUP ? sums[i] : y;
+        y = lane == i ? sums[i] : y;
     if (lane < ROWS && first + lane < push.num_outs) {
         y += is_absent(push.bias) ? 0 : Floats(push.bias).at[expert_row + first + lane];
         Shared(push.outputs).at[line * push.num_outs + first + lane] = y;

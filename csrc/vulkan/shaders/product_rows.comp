@@ -7,7 +7,7 @@
 #include "weights.glsl"
 #include "activations.glsl"
 layout(constant_id = 3) const uint MODE = GPTOSS_PRODUCT_STORE;
-layout(constant_id = 4) const uint ROWS = 2;
+layout(constant_id = 4) const uint ROWS = 2; // at most the size of a subgroup
 layout(constant_id = 5) const bool HAS_NORM = false;
 layout(constant_id = 6) const uint SPLIT = 1; // subgroups that share rows, a part of the columns each
 
@@ -64,7 +64,7 @@ void main() {
     // Each row is finished by an invocation of its own.
     float y = 0, up = 0;
     [[unroll]] for (uint i = 0; i < ROWS; ++i) {
-        if (gl_SubgroupInvocationID == i % SUBGROUP) {
+        if (gl_SubgroupInvocationID == i) {
             y = sums[IS_PAIR ? 2 * i : i] * scale;
             up = IS_PAIR ? sums[2 * i + 1] * scale : 0;
         }
