@@ -1,12 +1,18 @@
-"""What the tests of the engine share: opening generators, feeding tokens, comparing bits."""
+"""What the tests of the engine share: generators, tokens, comparing bits, Ctrl-C."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import gptoss
@@ -24,6 +30,17 @@ def open_generator(model: gptoss.Model, max_context: int, **options: Any) -> gpt
 def random_tokens(model: gptoss.Model, count: int, seed: int = 0) -> list[int]:
     rng = np.random.default_rng(seed)
     return [int(token) for token in rng.integers(0, model.config.vocab_size, count)]
+
+
+@contextmanager
+def ctrl_c_after(seconds: float) -> Iterator[None]:
+    """For a block of work that Ctrl-C, which comes so long after it began, is to stop."""
+    sender = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    sender.start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+        time.sleep(10)  # it was done before the signal
+    sender.join()
 
 
 def feed(generator: gptoss.Generator, tokens: list[int], sizes: Iterable[int]) -> Array:

@@ -6,9 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import secrets
-import signal
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ import dense_models
 import numpy as np
 import pytest
 from models import Spec, write_model
-from support import assert_same_bits, open_generator, random_tokens
+from support import assert_same_bits, ctrl_c_after, open_generator, random_tokens
 from test_adapters import write_adapter
 from vulkan_support import TOLERANCE, assert_close, feed_both, needs_vulkan
 
@@ -514,17 +512,10 @@ def test_ctrl_c_and_progress(mixed: gptoss.Model) -> None:
     generator = open_generator(mixed, 128, block_size=16)
     tokens = random_tokens(mixed, 128, SEED)
 
-    def interrupt() -> None:
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    sender = threading.Thread(target=interrupt)
-    sender.start()
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c_after(0.1):
         for _ in range(1000):
             generator.prefill(tokens)
             generator.reset()
-    sender.join()
     assert generator.position % 16 == 0
 
     def stop(done: int, total: int) -> None:

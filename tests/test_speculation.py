@@ -3,10 +3,6 @@ decoding."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import Spec
-from support import Array, assert_same_bits, open_generator, random_tokens
+from support import Array, assert_same_bits, ctrl_c_after, open_generator, random_tokens
 
 import gptoss
 from gptoss import _core
@@ -371,13 +367,9 @@ def test_ctrl_c() -> None:
         outputs = generator.generate(
             random_tokens(model, 40), sampling=GREEDY, stop_tokens=(), processors=[echo(13)]
         )
-        sender = threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT))
-        sender.start()
-        with pytest.raises(KeyboardInterrupt):
+        with ctrl_c_after(0.4):
             for _ in outputs:
                 pass
-            time.sleep(10)
-        sender.join()
         tokens = generator.tokens.tolist()
         assert len(tokens) - generator.position in (0, 1)
         found = generator.step(5).copy()

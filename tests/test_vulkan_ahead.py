@@ -3,11 +3,7 @@ each output, is what decoding token by token gives."""
 
 from __future__ import annotations
 
-import os
 import secrets
-import signal
-import threading
-import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models import Spec, random_tensors, write_model, write_safetensors
-from support import assert_same_bits, open_generator, random_tokens
+from support import assert_same_bits, ctrl_c_after, open_generator, random_tokens
 from test_speculation import observed
 from vulkan_support import needs_vulkan
 
@@ -219,18 +215,11 @@ def test_ctrl_c(model: gptoss.Model) -> None:
     generator = start(model)
     expected = [out.token for out in generator.fork().generate(max_tokens=300, sampling=GREEDY)]
 
-    def interrupt() -> None:
-        time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    sender = threading.Thread(target=interrupt)
-    sender.start()
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c_after(0.2):
         for _ in range(1000):
             generator.rewind(5)
             for _ in generator.generate([3], max_tokens=300, sampling=GREEDY):
                 pass
-    sender.join()
     generator.reset()
     generator.prefill(random_tokens(model, 5, SEED))
     again = [out.token for out in generator.generate(max_tokens=300, sampling=GREEDY)]

@@ -6,11 +6,9 @@ from __future__ import annotations
 import gc
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from models import Spec, write_model
-from support import assert_same_bits, open_generator, random_tokens
+from support import assert_same_bits, ctrl_c_after, open_generator, random_tokens
 from vulkan_support import TOLERANCE, assert_close, needs_vulkan
 
 import gptoss
@@ -230,17 +228,10 @@ def test_ctrl_c_and_progress_stop_a_prefill(model: gptoss.Model) -> None:
     generator = open_generator(model, 400, block_size=16)
     tokens = random_tokens(model, 400, SEED)
 
-    def interrupt() -> None:
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    sender = threading.Thread(target=interrupt)
-    sender.start()
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c_after(0.1):
         for _ in range(1000):
             generator.prefill(tokens)
             generator.reset()
-    sender.join()
     position = generator.position
     assert position % 16 == 0 and generator.tokens.tolist() == tokens[:position]
 
