@@ -481,15 +481,11 @@ enum gptoss_status gptoss_generator_run_ahead(struct gptoss_generator *generator
                                               const struct gptoss_sampling *sampling,
                                               gptoss_poll_fn poll, void *user,
                                               struct gptoss_error *error);
-/* A token and its log-probability. */
-struct gptoss_draw {
-    int32_t token;
-    float logprob;
-};
-/* What the last gptoss_generator_run_ahead drew from its rows, up to the first that was not guessed
- * right, included; valid until the next call that changes the generator. */
-size_t gptoss_generator_draws_ahead(const struct gptoss_generator *generator,
-                                    const struct gptoss_draw **draws_out);
+/* The tokens that the last gptoss_generator_run_ahead drew from its rows, up to the first that was
+ * not guessed right, included, and their log-probabilities; valid until the next call that changes
+ * the generator. */
+size_t gptoss_generator_drawn_ahead(const struct gptoss_generator *generator,
+                                    const int32_t **tokens_out, const float **logprobs_out);
 /* How many tokens are looked ahead at now, and which; valid until the next call that changes the
  * generator. */
 size_t gptoss_generator_ahead(const struct gptoss_generator *generator, const int32_t **tokens_out);

@@ -13,9 +13,10 @@
  * nothing but time tells whether they are there. */
 struct gptoss_ahead {
     int64_t num_rows, next; /* rows computed, and those of them that were fed since */
-    int64_t max_rows, num_draws;
+    int64_t max_rows, num_drawn;
     int32_t *tokens;               /* [max_rows] */
-    struct gptoss_draw *draws;     /* [max_rows], from rows of run_ahead */
+    int32_t *drawn;                /* [max_rows], tokens from the rows of run_ahead */
+    float *logprobs;               /* [max_rows], theirs */
     struct gptoss_row *rows;       /* [max_rows] */
     float *logits;                 /* [max_rows][vocab_size] */
     struct gptoss_capture capture; /* mask: the generator's own */

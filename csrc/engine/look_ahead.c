@@ -30,10 +30,11 @@ static enum gptoss_status reserve(struct gptoss_generator *generator, int64_t nu
         gptoss_generator_free_ahead(generator);
         ahead->tokens = gptoss_allocate((size_t)num_rows, sizeof *ahead->tokens);
         ahead->rows = gptoss_allocate((size_t)num_rows, sizeof *ahead->rows);
-        ahead->draws = gptoss_allocate((size_t)num_rows, sizeof *ahead->draws);
+        ahead->drawn = gptoss_allocate((size_t)num_rows, sizeof *ahead->drawn);
+        ahead->logprobs = gptoss_allocate((size_t)num_rows, sizeof *ahead->logprobs);
         ahead->logits = gptoss_allocate((size_t)num_rows, vocab_size * sizeof *ahead->logits);
-        if (ahead->tokens == NULL || ahead->rows == NULL || ahead->draws == NULL ||
-            ahead->logits == NULL) {
+        if (ahead->tokens == NULL || ahead->rows == NULL || ahead->drawn == NULL ||
+            ahead->logprobs == NULL || ahead->logits == NULL) {
             gptoss_generator_free_ahead(generator);
             return gptoss_error_memory(error, (uint64_t)num_rows * vocab_size * sizeof(float),
                                        "logits ahead");
@@ -57,7 +58,7 @@ static enum gptoss_status end_turn(struct gptoss_generator *generator, int64_t n
         backend->operations->end(backend, status == GPTOSS_OK ? error : NULL);
     if (status != GPTOSS_OK || end_status != GPTOSS_OK)
         return status != GPTOSS_OK ? status : end_status;
-    ahead->num_rows = ahead->num_draws; /* which are numbers */
+    ahead->num_rows = ahead->num_drawn; /* the logits of these are numbers */
     while (ahead->num_rows < num_rows &&
            gptoss_check_logits(ahead->logits + ahead->num_rows * vocab_size, vocab_size, NULL) ==
                GPTOSS_OK)
@@ -136,13 +137,12 @@ static bool draw(struct gptoss_generator *generator, int64_t i, int64_t num_rows
                  const struct gptoss_sampling *sampling) {
     struct gptoss_ahead *ahead = &generator->ahead;
     size_t vocab_size = (size_t)generator->model->config->vocab_size;
-    struct gptoss_draw *out = &ahead->draws[i];
     if (gptoss_sample(ahead->logits + (size_t)i * vocab_size, vocab_size, sampling, NULL,
-                      (size_t)(generator->position + i + 1), &out->token, &out->logprob,
+                      (size_t)(generator->position + i + 1), &ahead->drawn[i], &ahead->logprobs[i],
                       NULL) != GPTOSS_OK)
         return false;
-    ++ahead->num_draws;
-    return i + 1 < num_rows && ahead->tokens[i + 1] == out->token;
+    ++ahead->num_drawn;
+    return i + 1 < num_rows && ahead->tokens[i + 1] == ahead->drawn[i];
 }
 
 enum gptoss_status gptoss_generator_run_ahead(struct gptoss_generator *generator, int32_t token,
@@ -176,10 +176,11 @@ enum gptoss_status gptoss_generator_run_ahead(struct gptoss_generator *generator
     return status;
 }
 
-size_t gptoss_generator_draws_ahead(const struct gptoss_generator *generator,
-                                    const struct gptoss_draw **draws_out) {
-    *draws_out = generator->ahead.draws;
-    return (size_t)generator->ahead.num_draws;
+size_t gptoss_generator_drawn_ahead(const struct gptoss_generator *generator,
+                                    const int32_t **tokens_out, const float **logprobs_out) {
+    *tokens_out = generator->ahead.drawn;
+    *logprobs_out = generator->ahead.logprobs;
+    return (size_t)generator->ahead.num_drawn;
 }
 
 size_t gptoss_generator_ahead(const struct gptoss_generator *generator,
@@ -226,7 +227,7 @@ enum gptoss_status gptoss_generator_take_ahead(struct gptoss_generator *generato
 }
 
 void gptoss_generator_drop_ahead(struct gptoss_generator *generator) {
-    generator->ahead.num_rows = generator->ahead.next = generator->ahead.num_draws = 0;
+    generator->ahead.num_rows = generator->ahead.next = generator->ahead.num_drawn = 0;
     gptoss_capture_drop(&generator->ahead.capture);
 }
 
@@ -235,7 +236,8 @@ void gptoss_generator_free_ahead(struct gptoss_generator *generator) {
     gptoss_generator_drop_ahead(generator);
     gptoss_free(ahead->tokens);
     gptoss_free(ahead->rows);
-    gptoss_free(ahead->draws);
+    gptoss_free(ahead->drawn);
+    gptoss_free(ahead->logprobs);
     gptoss_free(ahead->logits);
     gptoss_free(ahead->capture.data);
     *ahead = (struct gptoss_ahead){0};

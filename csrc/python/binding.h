@@ -155,6 +155,8 @@ PyObject *gptoss_python_forward(PyObject *module, PyObject *arguments);
 
 PyObject *gptoss_python_sample(PyObject *module, PyObject *arguments);
 PyObject *gptoss_python_top_logprobs(PyObject *module, PyObject *arguments);
+/* [(token, logprob), ...] */
+PyObject *gptoss_python_logprobs(const int32_t *tokens, const float *logprobs, Py_ssize_t count);
 
 /* ---- formats.c ---- */
 

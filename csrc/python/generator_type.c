@@ -306,20 +306,6 @@ cleanup:
     return result;
 }
 
-#define MAX_DRAWS 64 /* more than come of one call */
-
-static PyObject *list_draws(const struct gptoss_draw *draws, size_t num_draws) {
-    PyObject *list = PyList_New((Py_ssize_t)num_draws);
-    for (size_t i = 0; list != NULL && i < num_draws; ++i) {
-        PyObject *pair = Py_BuildValue("(if)", (int)draws[i].token, (double)draws[i].logprob);
-        if (pair == NULL)
-            Py_CLEAR(list);
-        else
-            PyList_SetItem(list, (Py_ssize_t)i, pair);
-    }
-    return list;
-}
-
 /* run_ahead(token, num_tokens, temperature, min_p, seed) -> [(token, logprob), ...] */
 static PyObject *run_ahead(PyObject *self, PyObject *arguments) {
     int token, num_tokens;
@@ -340,18 +326,16 @@ static PyObject *run_ahead(PyObject *self, PyObject *arguments) {
     }
     enum gptoss_status status = gptoss_generator_run_ahead(generator, token, num_tokens, &sampling,
                                                            gptoss_python_poll, &call, &error);
-    const struct gptoss_draw *drawn;
-    struct gptoss_draw draws[MAX_DRAWS];
-    size_t num_draws = gptoss_generator_draws_ahead(generator, &drawn);
-    num_draws = num_draws < MAX_DRAWS ? num_draws : MAX_DRAWS;
-    if (num_draws > 0)
-        memcpy(draws, drawn, num_draws * sizeof *draws);
+    PyObject *result = gptoss_python_call_end(&call, status, &error);
+    if (result != NULL) {
+        const int32_t *tokens;
+        const float *logprobs;
+        size_t count = gptoss_generator_drawn_ahead(generator, &tokens, &logprobs);
+        Py_DECREF(result);
+        result = gptoss_python_logprobs(tokens, logprobs, (Py_ssize_t)count);
+    }
     leave(self);
-    PyObject *done = gptoss_python_call_end(&call, status, &error);
-    if (done == NULL)
-        return NULL;
-    Py_DECREF(done);
-    return list_draws(draws, num_draws);
+    return result;
 }
 
 /* The token looked ahead at as the next one, or None. */

@@ -58,7 +58,7 @@ cleanup:
     return result;
 }
 
-static PyObject *pairs(const int32_t *tokens, const float *logprobs, Py_ssize_t count) {
+PyObject *gptoss_python_logprobs(const int32_t *tokens, const float *logprobs, Py_ssize_t count) {
     PyObject *list = PyList_New(count);
     for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
         PyObject *pair = Py_BuildValue("(id)", (int)tokens[i], (double)logprobs[i]);
@@ -99,7 +99,8 @@ PyObject *gptoss_python_top_logprobs(PyObject *module, PyObject *arguments) {
     enum gptoss_status status = gptoss_top_logprobs_by(kernels, logits.buf, vocab_size, (size_t)k,
                                                        tokens, logprobs, &error);
     PyEval_RestoreThread(thread);
-    result = status == GPTOSS_OK ? pairs(tokens, logprobs, k) : gptoss_python_raise(&error);
+    result = status == GPTOSS_OK ? gptoss_python_logprobs(tokens, logprobs, k)
+                                 : gptoss_python_raise(&error);
 cleanup:
     PyBuffer_Release(&logits);
     gptoss_free(tokens);

@@ -1,5 +1,5 @@
 /* Passes that follow each other on the device: it guesses the token of the next from the logits of
- * the last, whose results wait where the host can read them until the turn ends. */
+ * the last, whose results wait where the host can read them until they are taken. */
 #include <stddef.h>
 #include <string.h>
 

@@ -44,6 +44,17 @@ void store_columns(uvec2 address, uint at, uint width, vec4 v) {
         Floats(address).at[at] = v.x;
 }
 
+// Four elements of a line of so many columns, which begin a vector if lines do; zeros beyond its end.
+vec4 four_at(uvec2 address, uint line, uint column, uint columns) {
+    uint at = line * columns + column;
+    if (columns % 4 == 0)
+        return column < columns ? Vectors(address).at[at / 4] : vec4(0);
+    vec4 four = vec4(0);
+    [[unroll]] for (uint i = 0; i < 4; ++i)
+        four[i] = column + i < columns ? Floats(address).at[at + i] : 0;
+    return four;
+}
+
 // IEEE binary16 bits, round to nearest even: what packHalf2x16 does not promise.
 uint f16_bits(float value) {
     uint bits = floatBitsToUint(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;

@@ -34,15 +34,7 @@ float largest() {
 
 // The binary16 bits of four elements of the line from a column on.
 uvec4 four_bits(uint column, float factor) {
-    uint at = gl_WorkGroupID.x * COLUMNS + column;
-    vec4 v = vec4(0);
-    if (WIDTH == 4) {
-        v = column < COLUMNS ? Vectors(push.x).at[at / 4] : v;
-    } else {
-        [[unroll]] for (uint i = 0; i < 4; ++i)
-            v[i] = column + i < COLUMNS ? Floats(push.x).at[at + i] : 0;
-    }
-    v *= factor;
+    vec4 v = four_at(push.x, gl_WorkGroupID.x, column, COLUMNS) * factor;
     return uvec4(f16_bits(v.x), f16_bits(v.y), f16_bits(v.z), f16_bits(v.w));
 }
 

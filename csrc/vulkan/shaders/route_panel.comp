@@ -20,24 +20,13 @@ uint row_at(uint i) {
     return min(gl_WorkGroupID.x * ROWS + i, push.num_rows - 1);
 }
 
-// Four elements of a line, which begin a vector if lines do; zeros beyond its end.
-vec4 four_at(uvec2 address, uint line, uint column) {
-    uint at = line * COLUMNS + column;
-    if (COLUMNS % 4 == 0)
-        return column < COLUMNS ? Vectors(address).at[at / 4] : vec4(0);
-    vec4 four = vec4(0);
-    [[unroll]] for (uint i = 0; i < 4; ++i)
-        four[i] = column + i < COLUMNS ? Floats(address).at[at + i] : 0;
-    return four;
-}
-
 // A subgroup a row.
 void find_scales() {
     for (uint i = gl_SubgroupID; i < ROWS; i += gl_NumSubgroups) {
         float sum = 0;
         for (uint column = 4 * gl_SubgroupInvocationID; column < COLUMNS;
              column += 4 * gl_SubgroupSize) {
-            vec4 v = four_at(push.x, row_at(i), column);
+            vec4 v = four_at(push.x, row_at(i), column, COLUMNS);
             sum += dot(v, v);
         }
         sum = subgroupAdd(sum);
@@ -57,9 +46,9 @@ void multiply(uint first) {
             decode_piece(push.weight, push.scales, min(first + e, EXPERTS - 1), piece, w[e]);
         [[unroll]] for (uint q = 0; q < PIECE / 4; ++q) {
             uint column = piece * PIECE + 4 * q;
-            vec4 gain = four_at(push.gain, 0, column), v[ROWS];
+            vec4 gain = four_at(push.gain, 0, column, COLUMNS), v[ROWS];
             [[unroll]] for (uint r = 0; r < ROWS; ++r)
-                v[r] = four_at(push.x, row_at(r), column);
+                v[r] = four_at(push.x, row_at(r), column, COLUMNS);
             [[unroll]] for (uint e = 0; e < EACH; ++e) {
                 [[unroll]] for (uint i = 0; i < 4; ++i) {
                     float weight = w[e][4 * q + i] * gain[i];
@@ -82,7 +71,7 @@ void multiply(uint first) {
 void store_normed(uint row, float scale) {
     for (uint column = 4 * gl_SubgroupInvocationID; column < COLUMNS;
          column += 4 * gl_SubgroupSize) {
-        vec4 v = four_at(push.x, row, column) * scale * four_at(push.gain, 0, column);
+        vec4 v = four_at(push.x, row, column, COLUMNS) * scale * four_at(push.gain, 0, column, COLUMNS);
         if (COLUMNS % 4 == 0) {
             Vectors(push.normed).at[(row * COLUMNS + column) / 4] = v;
         } else {

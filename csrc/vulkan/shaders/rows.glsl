@@ -9,7 +9,6 @@ const uint STAGED = PIECES * STRIDE;
 const bool IS_STAGED = COLUMNS % 32 == 0 && STAGED <= 1536;
 const uint STAGE = IS_STAGED ? STAGED : 1;
 shared vec4 stage[STAGE];
-shared float squares_of[WORKGROUP / SUBGROUP];
 shared float parts[WORKGROUP / SUBGROUP * (SUMS + 1)];
 
 struct Source {
@@ -37,19 +36,14 @@ void stage_x(uvec2 x, uint line, uvec2 gain) {
         }
         stage[i / FOURS * STRIDE + i % FOURS] = four;
     }
-    if (HAS_NORM) {
-        float sum = subgroupAdd(squares);
-        if (subgroupElect())
-            squares_of[gl_SubgroupID] = sum;
-    }
-    barrier();
-    squares = 0;
-    [[unroll]] for (uint i = 0; HAS_NORM && i < WORKGROUP / SUBGROUP; ++i)
-        squares += squares_of[i];
+    if (HAS_NORM)
+        squares = workgroup_sum(squares); // with a barrier
+    else
+        barrier();
 }
 
 // STEP elements of x from a step of a piece on, times the gain.
-void load_columns(uvec2 x, uint line, uvec2 gain, uint piece, uint step, out float v[16]) {
+void load_scaled(uvec2 x, uint line, uvec2 gain, uint piece, uint step, out float v[16]) {
     if (IS_STAGED) {
         [[unroll]] for (uint i = 0; i < STEP / 4; ++i) {
             vec4 four = stage[piece * STRIDE + step * (STEP / 4) + i];
@@ -105,7 +99,7 @@ bool multiply(uvec2 x, uint line, uvec2 gain) {
             products[i] = 0;
         [[unroll]] for (uint s = 0; s < STEPS_OF_PIECE; ++s) {
             float v[16];
-            load_columns(x, line, gain, piece, s, v);
+            load_scaled(x, line, gain, piece, s, v);
             [[unroll]] for (uint i = 0; i < SUMS; ++i)
                 products[i] = dot_step(weights[i].codes, s, v, products[i]);
         }
