@@ -12,6 +12,7 @@
     X(embed)                                                                                       \
     X(expert_down_rows)                                                                            \
     X(expert_sum)                                                                                  \
+    X(fragments)                                                                                   \
     X(group)                                                                                       \
     X(guess)                                                                                       \
     X(matrix_panel)                                                                                \
@@ -21,7 +22,10 @@
     X(rope_append)                                                                                 \
     X(round_rows)                                                                                  \
     X(route)                                                                                       \
-    X(route_panel)
+    X(route_panel)                                                                                 \
+    X(tile_down_rows)                                                                              \
+    X(tile_panel)                                                                                  \
+    X(tile_rows)
 
 enum gptoss_shader {
 #define GPTOSS_SHADER_ID(name) GPTOSS_SHADER_##name,

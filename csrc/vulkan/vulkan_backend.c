@@ -7,6 +7,7 @@
 #include "platform/clock.h"
 #include "platform/turn.h"
 #include "status.h"
+#include "vulkan/vulkan_tiles.h"
 
 /* Ctrl-C is to work within 100 ms. */
 #define POLL_NANOSECONDS 20000000u
@@ -404,6 +405,9 @@ static enum gptoss_status choose_precision(struct gptoss_vulkan_backend *backend
                                            const char *precision, struct gptoss_error *error) {
     bool has_matrices = backend->device.has_matrices;
     backend->is_f16 = has_matrices && (precision == NULL || strcmp(precision, "fp16") == 0);
+    if (backend->is_f16 && backend->device.has_narrow_matrices)
+        return gptoss_vulkan_find_tiles(&backend->device, &backend->pipelines, &backend->queue,
+                                        &backend->weights.has_tiles, error);
     if (precision == NULL || strcmp(precision, "fp32") == 0 || backend->is_f16)
         return GPTOSS_OK;
     gptoss_error_set(error, GPTOSS_ERROR_UNSUPPORTED,

@@ -154,7 +154,7 @@ struct gptoss_dense_product {
     const struct gptoss_weight *weight, *up; /* up: NULL but for pairs in two matrices */
     const struct gptoss_vector *bias, *up_bias;
     uint32_t mode;
-    bool joins_previous;
+    bool joins_previous, in_rows; /* in_rows: the weight is, for another operation's sake */
     struct gptoss_product_push push;
 };
 /* Lists it without the terms of adapters. While loading it only names the weights. */

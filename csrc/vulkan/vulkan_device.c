@@ -162,8 +162,10 @@ static bool has_extension(const struct gptoss_vulkan_device *device, const char 
     return false;
 }
 
-/* Whether the device multiplies 16 x 16 x 16 of float16. sums: 0: in float16, 1: in float32. */
-static bool has_matrix_shape(const struct gptoss_vulkan_device *device, int32_t sums) {
+/* Whether the device multiplies 16 x 16 with 16 x columns of float16. sums: 0: in float16, 1: in
+ * float32. */
+static bool has_matrix_shape(const struct gptoss_vulkan_device *device, uint32_t columns,
+                             int32_t sums) {
     VkCooperativeMatrixPropertiesKHR shapes[64];
     uint32_t count = 64;
     for (uint32_t i = 0; i < count; ++i)
@@ -173,9 +175,9 @@ static bool has_matrix_shape(const struct gptoss_vulkan_device *device, int32_t 
         device->physical, &count, shapes);
     for (uint32_t i = 0; (result == VK_SUCCESS || result == VK_INCOMPLETE) && i < count; ++i) {
         const VkCooperativeMatrixPropertiesKHR *shape = &shapes[i];
-        if (shape->MSize == 16 && shape->NSize == 16 && shape->KSize == 16 && shape->AType == 0 &&
-            shape->BType == 0 && shape->CType == sums && shape->ResultType == sums &&
-            shape->scope == 3)
+        if (shape->MSize == 16 && shape->NSize == columns && shape->KSize == 16 &&
+            shape->AType == 0 && shape->BType == 0 && shape->CType == sums &&
+            shape->ResultType == sums && shape->scope == 3)
             return true;
     }
     return false;
@@ -196,7 +198,7 @@ static bool find_matrices(const struct gptoss_vulkan_device *device) {
                                           .pNext = &features12};
     device->loader.GetPhysicalDeviceFeatures2(device->physical, &features);
     return matrices.cooperativeMatrix && features12.shaderFloat16 && features12.vulkanMemoryModel &&
-           has_matrix_shape(device, 1) && has_matrix_shape(device, 0);
+           has_matrix_shape(device, 16, 1) && has_matrix_shape(device, 16, 0);
 }
 
 static enum gptoss_status create_device(struct gptoss_vulkan_device *device,
@@ -220,6 +222,7 @@ static enum gptoss_status create_device(struct gptoss_vulkan_device *device,
         size_control.subgroupSizeControl && size_control.computeFullSubgroups;
 
     device->has_matrices = find_matrices(device);
+    device->has_narrow_matrices = device->has_matrices && has_matrix_shape(device, 8, 1);
     VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrices = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR,
         .pNext = device->can_set_subgroup_size ? &size_control : NULL,

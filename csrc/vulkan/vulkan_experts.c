@@ -4,7 +4,8 @@
 
 /* Tokens up to which each chosen expert is multiplied for each by itself. */
 #define MAX_SINGLE_TOKENS 8
-#define DOWN_ROWS 2 /* of a subgroup */
+#define DOWN_ROWS 2  /* of a subgroup */
+#define TILE_SPLIT 4 /* subgroups that share a tile of 16 rows */
 #define WORKGROUP 256
 /* Rows up to which each expert of each has a workgroup, and experts that are few enough for several
  * rows in one. */
@@ -30,7 +31,8 @@ enum gptoss_status gptoss_vulkan_route(struct gptoss_backend *base,
         .num_chosen = (uint32_t)operation->num_chosen,
         .epsilon = operation->norm.epsilon,
     };
-    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->weight, false, &weight));
+    GPTOSS_TRY(
+        gptoss_vulkan_weight(&backend->weights, operation->weight, GPTOSS_FORM_ROWS, &weight));
     GPTOSS_TRY(gptoss_vulkan_vector(&backend->weights, operation->norm.gain, &push.gain));
     GPTOSS_TRY(gptoss_vulkan_vector(&backend->weights, operation->bias, &push.bias));
     if (push.num_experts > MAX_DEVICE_EXPERTS)
@@ -107,7 +109,10 @@ enum gptoss_status gptoss_vulkan_expert_gate_up(struct gptoss_backend *base,
     backend->rounded.x = 0;
     backend->timer = GPTOSS_TIMER_expert_gate_up;
     struct gptoss_device_weight weight, up;
-    bool wide = operation->up != NULL && operation->up->dtype != operation->weight->dtype;
+    enum gptoss_device_form form =
+        operation->up == NULL ? GPTOSS_FORM_PAIR_TILES : GPTOSS_FORM_TILES;
+    if (operation->up != NULL && operation->up->dtype != operation->weight->dtype)
+        form = GPTOSS_FORM_FLOAT32;
     int64_t num_outs = operation->weight->num_rows / (operation->up != NULL ? 1 : 2);
     struct gptoss_product_push push = {
         .x = gptoss_address_of(operation->x),
@@ -118,8 +123,8 @@ enum gptoss_status gptoss_vulkan_expert_gate_up(struct gptoss_backend *base,
         .alpha = operation->alpha,
         .num_experts = (uint32_t)operation->weight->num_matrices,
     };
-    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->weight, wide, &weight));
-    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->up, wide, &up));
+    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->weight, form, &weight));
+    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->up, form, &up));
     GPTOSS_TRY(gptoss_vulkan_vector(&backend->weights, operation->bias, &push.bias));
     GPTOSS_TRY(gptoss_vulkan_vector(&backend->weights, operation->up_bias, &push.up_bias));
     if (backend->is_loading)
@@ -172,19 +177,24 @@ static enum gptoss_status down_rows(struct gptoss_vulkan_backend *backend,
         .num_outs = (uint32_t)operation->weight->num_rows,
         .num_chosen = chosen,
     };
-    int64_t together = WORKGROUP / backend->device.subgroup_size * DOWN_ROWS;
+    bool tiles = gptoss_is_in_tiles(weight);
+    int64_t together = tiles ? 16 : WORKGROUP / backend->device.subgroup_size * DOWN_ROWS;
     int64_t groups = gptoss_ceil_div(push.num_outs, together);
     GPTOSS_TRY(gptoss_vulkan_scratch(backend, GPTOSS_SCRATCH_COUNTERS,
                                      (uint64_t)(num_tokens * groups) * sizeof(uint32_t),
                                      &push.counters));
-    return gptoss_vulkan_dispatch(
-        backend, &(struct gptoss_dispatch){
-                     .key = {GPTOSS_SHADER_expert_down_rows,
-                             {WORKGROUP, weight->layout, weight->num_columns, DOWN_ROWS, chosen}},
-                     .push = &push,
-                     .push_bytes = sizeof push,
-                     .groups = {groups * chosen, num_tokens, 1},
-                 });
+    struct gptoss_dispatch dispatch = {
+        .key = {GPTOSS_SHADER_expert_down_rows,
+                {WORKGROUP, weight->layout, weight->num_columns, DOWN_ROWS, chosen}},
+        .push = &push,
+        .push_bytes = sizeof push,
+        .groups = {groups * chosen, num_tokens, 1},
+    };
+    if (tiles)
+        dispatch.key = (struct gptoss_pipeline_key){
+            GPTOSS_SHADER_tile_down_rows,
+            {32 * TILE_SPLIT, weight->layout, weight->num_columns, TILE_SPLIT, chosen}};
+    return gptoss_vulkan_dispatch(backend, &dispatch);
 }
 
 static enum gptoss_status down_panel(struct gptoss_vulkan_backend *backend,
@@ -241,7 +251,8 @@ enum gptoss_status gptoss_vulkan_expert_down(struct gptoss_backend *base,
     backend->timer = GPTOSS_TIMER_expert_down;
     struct gptoss_device_weight weight;
     uint64_t bias;
-    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->weight, false, &weight));
+    GPTOSS_TRY(
+        gptoss_vulkan_weight(&backend->weights, operation->weight, GPTOSS_FORM_TILES, &weight));
     GPTOSS_TRY(gptoss_vulkan_vector(&backend->weights, operation->bias, &bias));
     if (backend->is_loading)
         return GPTOSS_OK;

@@ -15,6 +15,9 @@
 #define PAIR_ROWS 1
 #define PAIR_SPLIT 1
 #define LARGE_MATRIX_ROWS 16384
+/* Subgroups that share a tile of 16 rows. */
+#define TILE_SPLIT 8
+#define PAIR_TILE_SPLIT 2
 #define WORKGROUP 256
 /* Rows whose logits are on the device at a time. */
 #define MAX_LOGITS_ROWS 64
@@ -109,8 +112,10 @@ enum gptoss_status gptoss_vulkan_embed(struct gptoss_backend *base,
     backend->rounded.x = 0;
     backend->timer = GPTOSS_TIMER_embed;
     struct gptoss_device_weight weight, positions;
-    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->embedding, false, &weight));
-    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->positions, true, &positions));
+    GPTOSS_TRY(
+        gptoss_vulkan_weight(&backend->weights, operation->embedding, GPTOSS_FORM_ROWS, &weight));
+    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->positions, GPTOSS_FORM_FLOAT32,
+                                    &positions));
     if (backend->is_loading)
         return GPTOSS_OK;
     const struct gptoss_embed_push push = {
@@ -191,7 +196,8 @@ static enum gptoss_status begin_norm(struct gptoss_vulkan_backend *backend,
 /* Lines of x in float16, unless the operation has them already. */
 static enum gptoss_status round_lines(struct gptoss_vulkan_backend *backend,
                                       struct gptoss_panel *panel) {
-    bool interleaves = panel->weight.layout == GPTOSS_DEVICE_MXFP4;
+    bool interleaves =
+        panel->weight.layout == GPTOSS_DEVICE_MXFP4 || gptoss_is_in_tiles(&panel->weight);
     uint32_t num_columns = panel->weight.num_columns;
     uint64_t line_bytes = (uint64_t)(num_columns + 63) / 64 * 128;
     uint64_t first = panel->push.first_token, lines = (uint64_t)panel->num_lines;
@@ -221,17 +227,29 @@ static enum gptoss_status round_lines(struct gptoss_vulkan_backend *backend,
 
 enum gptoss_status gptoss_vulkan_panel(struct gptoss_vulkan_backend *backend,
                                        struct gptoss_panel *panel) {
-    bool matrices =
-        backend->is_f16 && panel->weight.fits_f16 && (panel->up.data == 0 || panel->up.fits_f16);
+    bool tiles = gptoss_is_in_tiles(&panel->weight);
+    bool matrices = tiles || (backend->is_f16 && panel->weight.fits_f16 &&
+                              (panel->up.data == 0 || panel->up.fits_f16));
     if (matrices)
         GPTOSS_TRY(round_lines(backend, panel));
-    int64_t rows = matrices ? GPTOSS_MATRIX_ROWS : GPTOSS_TILE_ROWS;
+    enum gptoss_shader shader = GPTOSS_SHADER_product_panel;
+    uint32_t workgroup = WORKGROUP;
+    int64_t rows = GPTOSS_TILE_ROWS;
+    if (tiles) {
+        shader = GPTOSS_SHADER_tile_panel;
+        workgroup = GPTOSS_TILE_PANEL_WORKGROUP;
+        rows = GPTOSS_TILE_PANEL_ROWS;
+    } else if (matrices) {
+        shader = GPTOSS_SHADER_matrix_panel;
+        workgroup = GPTOSS_MATRIX_WORKGROUP;
+        rows = GPTOSS_MATRIX_ROWS;
+    }
     return gptoss_vulkan_dispatch(
         backend,
         &(struct gptoss_dispatch){
-            .key = {matrices ? GPTOSS_SHADER_matrix_panel : GPTOSS_SHADER_product_panel,
-                    {matrices ? GPTOSS_MATRIX_WORKGROUP : WORKGROUP, panel->weight.layout,
-                     panel->weight.num_columns, panel->mode, panel->has_experts}},
+            .key = {shader,
+                    {workgroup, panel->weight.layout, panel->weight.num_columns, panel->mode,
+                     panel->has_experts}},
             .push = &panel->push,
             .push_bytes = sizeof panel->push,
             .groups = {gptoss_ceil_div(panel->push.num_outs, panel->is_pair ? rows / 2 : rows),
@@ -240,9 +258,27 @@ enum gptoss_status gptoss_vulkan_panel(struct gptoss_vulkan_backend *backend,
         });
 }
 
+static enum gptoss_status tile_rows(struct gptoss_vulkan_backend *backend,
+                                    const struct gptoss_rows_product *product, bool is_pair) {
+    uint32_t tiles = is_pair ? 2 : 1, split = is_pair ? PAIR_TILE_SPLIT : TILE_SPLIT;
+    return gptoss_vulkan_dispatch(
+        backend,
+        &(struct gptoss_dispatch){
+            .key = {GPTOSS_SHADER_tile_rows,
+                    {32 * tiles * split, product->weight.layout, product->weight.num_columns,
+                     product->mode, split, product->push.gain != 0}},
+            .push = &product->push,
+            .push_bytes = sizeof product->push,
+            .groups = {gptoss_ceil_div(product->push.num_outs, 16), product->num_lines, 1},
+            .joins_previous = product->joins_previous,
+        });
+}
+
 enum gptoss_status gptoss_vulkan_rows(struct gptoss_vulkan_backend *backend,
                                       const struct gptoss_rows_product *product) {
     bool is_pair = product->mode == GPTOSS_PRODUCT_SWIGLU || product->mode == GPTOSS_PRODUCT_SILU;
+    if (gptoss_is_in_tiles(&product->weight))
+        return tile_rows(backend, product, is_pair);
     uint32_t subgroups = WORKGROUP / backend->device.subgroup_size;
     /* Few rows leave the device idle unless more subgroups share them. The rows of an adapter's
      * second matrix are too short to be shared. */
@@ -271,9 +307,11 @@ enum gptoss_status gptoss_vulkan_product(struct gptoss_vulkan_backend *backend,
                                          int64_t num_tokens) {
     struct gptoss_product_push push = product->push;
     struct gptoss_device_weight weight, up;
-    bool wide = product->up != NULL && product->up->dtype != product->weight->dtype;
-    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, product->weight, wide, &weight));
-    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, product->up, wide, &up));
+    enum gptoss_device_form form = product->in_rows ? GPTOSS_FORM_ROWS : GPTOSS_FORM_TILES;
+    if (product->up != NULL && product->up->dtype != product->weight->dtype)
+        form = GPTOSS_FORM_FLOAT32;
+    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, product->weight, form, &weight));
+    GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, product->up, form, &up));
     GPTOSS_TRY(gptoss_vulkan_vector(&backend->weights, product->bias, &push.bias));
     GPTOSS_TRY(gptoss_vulkan_vector(&backend->weights, product->up_bias, &push.up_bias));
     if (backend->is_loading)
@@ -420,7 +458,11 @@ static enum gptoss_status read_logits(struct gptoss_vulkan_backend *backend,
         GPTOSS_TRY(gptoss_vulkan_reserve_readback(backend, num_bytes));
     push.first_token += (uint32_t)first;
     const struct gptoss_dense_product product = {
-        .weight = operation->weight, .mode = GPTOSS_PRODUCT_STORE, .push = push};
+        .weight = operation->weight,
+        .mode = GPTOSS_PRODUCT_STORE,
+        .in_rows = true, /* as the embedding, which may be the same */
+        .push = push,
+    };
     GPTOSS_TRY(gptoss_vulkan_multiply_dense(backend, &product, 1, num_rows));
     if (operation->is_deferred)
         return gptoss_vulkan_defer_logits(backend, operation);
@@ -442,7 +484,7 @@ enum gptoss_status gptoss_vulkan_unembed(struct gptoss_backend *base,
     struct gptoss_norm_push norm;
     GPTOSS_TRY(norm_push(backend, &operation->norm, operation->x, operation->normed, &norm));
     if (backend->is_loading) {
-        const struct gptoss_dense_product product = {.weight = operation->weight};
+        const struct gptoss_dense_product product = {.weight = operation->weight, .in_rows = true};
         return gptoss_vulkan_multiply_dense(backend, &product, 1, operation->num_rows);
     }
     backend->norm_of = NULL;

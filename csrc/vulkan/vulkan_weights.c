@@ -7,22 +7,23 @@
 #include "numeric/block_formats.h"
 #include "platform/allocator.h"
 #include "status.h"
-#include "vulkan/shaders/push_constants.h"
+#include "vulkan/vulkan_tiles.h"
 
 #define ALIGNMENT 256u
 #define BLOCK_BYTES (UINT64_C(1) << 30)
 #define STAGING_BYTES (UINT64_C(32) << 20) /* each of two */
-#define PIECE_ROWS 64                      /* of a task that fills them */
+#define TASK_BYTES 65536u                  /* of a task that fills them, about */
 /* Bits of 2^-8 and 2^14: in between float16 keeps what matters of a weight. */
 #define MIN_F16_LARGEST 0x3B800000u
 #define MAX_F16_LARGEST 0x46800000u
 
 struct gptoss_weight_entry {
     struct gptoss_weight weight; /* of a vector: one matrix of num_vectors rows */
-    bool used, wide;
+    bool used;
+    enum gptoss_device_form form;
     uint32_t layout;
     _Atomic uint32_t largest; /* the bits of its largest magnitude as float32 */
-    uint64_t row_bytes, scale_row_bytes, num_rows; /* on the device */
+    uint64_t row_bytes, scale_row_bytes, num_rows; /* on the device; in tiles, of those */
     uint64_t scales_offset;                        /* behind data */
     uint64_t num_bytes, address;
     size_t block;
@@ -32,19 +33,19 @@ struct gptoss_weight_entry {
 /* ---- the table ---- */
 
 static bool is_same(const struct gptoss_weight_entry *entry, const struct gptoss_weight *weight,
-                    bool wide) {
+                    enum gptoss_device_form form) {
     const struct gptoss_weight *other = &entry->weight;
     return other->data == weight->data && other->num_rows == weight->num_rows &&
            other->num_columns == weight->num_columns && other->transposed == weight->transposed &&
-           other->num_matrices == weight->num_matrices && entry->wide == wide;
+           other->num_matrices == weight->num_matrices && entry->form == form;
 }
 
 static size_t slot_of(const struct gptoss_vulkan_weights *weights,
-                      const struct gptoss_weight *weight, bool wide) {
+                      const struct gptoss_weight *weight, enum gptoss_device_form form) {
     uint64_t hash = ((uint64_t)(uintptr_t)weight->data ^ (uint64_t)weight->num_rows << 40) *
                     0x9E3779B97F4A7C15u;
     size_t slot = (size_t)(hash >> 20) & (weights->capacity - 1);
-    while (weights->entries[slot].used && !is_same(&weights->entries[slot], weight, wide))
+    while (weights->entries[slot].used && !is_same(&weights->entries[slot], weight, form))
         slot = (slot + 1) & (weights->capacity - 1);
     return slot;
 }
@@ -60,7 +61,7 @@ static enum gptoss_status grow(struct gptoss_vulkan_weights *weights) {
     for (size_t i = 0; i < weights->capacity; ++i) {
         const struct gptoss_weight_entry *entry = &weights->entries[i];
         if (entry->used)
-            larger.entries[slot_of(&larger, &entry->weight, entry->wide)] = *entry;
+            larger.entries[slot_of(&larger, &entry->weight, entry->form)] = *entry;
     }
     gptoss_free(weights->entries);
     *weights = larger;
@@ -71,12 +72,47 @@ static uint64_t align(uint64_t num_bytes) {
     return (num_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
+static bool is_in_tiles(const struct gptoss_weight_entry *entry) {
+    return entry->form == GPTOSS_FORM_TILES || entry->form == GPTOSS_FORM_PAIR_TILES;
+}
+
+/* Pairs fill two tiles together. */
+static uint64_t tiles_of_matrix(const struct gptoss_weight_entry *entry) {
+    uint64_t rows = (uint64_t)entry->weight.num_rows;
+    return entry->form == GPTOSS_FORM_PAIR_TILES ? (rows + 31) / 32 * 2 : (rows + 15) / 16;
+}
+
+/* The form it gets. */
+static enum gptoss_device_form form_of(const struct gptoss_vulkan_weights *weights,
+                                       const struct gptoss_weight *weight,
+                                       enum gptoss_device_form form) {
+    bool has_layout = weight->dtype == GPTOSS_DTYPE_MXFP4 ||
+                      weight->dtype == GPTOSS_DTYPE_MXFP4_GGUF ||
+                      weight->dtype == GPTOSS_DTYPE_Q8_0;
+    if (form == GPTOSS_FORM_ROWS || form == GPTOSS_FORM_FLOAT32)
+        return form;
+    return weights->has_tiles && has_layout && !weight->transposed &&
+                   weight->num_columns <= GPTOSS_MAX_TILE_COLUMNS
+               ? form
+               : GPTOSS_FORM_ROWS;
+}
+
 /* The layout on the device, and its sizes. Formats without a layout of their own become float32. */
 static void lay_out(struct gptoss_weight_entry *entry) {
     const struct gptoss_weight *weight = &entry->weight;
     uint64_t blocks = (uint64_t)(weight->num_columns + 31) / 32;
     entry->num_rows = (uint64_t)weight->num_matrices * (uint64_t)weight->num_rows;
-    enum gptoss_dtype dtype = entry->wide ? GPTOSS_DTYPE_F32 : weight->dtype;
+    if (is_in_tiles(entry)) {
+        bool is_mxfp4 = weight->dtype != GPTOSS_DTYPE_Q8_0;
+        entry->layout = is_mxfp4 ? GPTOSS_DEVICE_MXFP4_TILES : GPTOSS_DEVICE_Q8_TILES;
+        entry->num_rows = (uint64_t)weight->num_matrices * tiles_of_matrix(entry);
+        entry->row_bytes = gptoss_tile_bytes(weight->num_columns, is_mxfp4);
+        entry->scale_row_bytes = gptoss_tile_scale_bytes(weight->num_columns, is_mxfp4);
+        entry->scales_offset = align(entry->num_rows * entry->row_bytes);
+        entry->num_bytes = entry->scales_offset + align(entry->num_rows * entry->scale_row_bytes);
+        return;
+    }
+    enum gptoss_dtype dtype = entry->form == GPTOSS_FORM_FLOAT32 ? GPTOSS_DTYPE_F32 : weight->dtype;
     switch (dtype) {
     case GPTOSS_DTYPE_F16:
     case GPTOSS_DTYPE_BF16:
@@ -101,15 +137,17 @@ static void lay_out(struct gptoss_weight_entry *entry) {
 }
 
 enum gptoss_status gptoss_vulkan_weight(struct gptoss_vulkan_weights *weights,
-                                        const struct gptoss_weight *weight, bool wide,
+                                        const struct gptoss_weight *weight,
+                                        enum gptoss_device_form form,
                                         struct gptoss_device_weight *out) {
     *out = (struct gptoss_device_weight){0};
     if (weight == NULL || weight->data == NULL)
         return GPTOSS_OK;
     GPTOSS_TRY(grow(weights));
-    struct gptoss_weight_entry *entry = &weights->entries[slot_of(weights, weight, wide)];
+    form = form_of(weights, weight, form);
+    struct gptoss_weight_entry *entry = &weights->entries[slot_of(weights, weight, form)];
     if (!entry->used) {
-        *entry = (struct gptoss_weight_entry){.weight = *weight, .used = true, .wide = wide};
+        *entry = (struct gptoss_weight_entry){.weight = *weight, .used = true, .form = form};
         lay_out(entry);
         ++weights->count;
         weights->num_bytes += entry->num_bytes;
@@ -139,7 +177,7 @@ enum gptoss_status gptoss_vulkan_vector(struct gptoss_vulkan_weights *weights,
         .data = vector->data,
     };
     struct gptoss_device_weight weight;
-    GPTOSS_TRY(gptoss_vulkan_weight(weights, &row, true, &weight));
+    GPTOSS_TRY(gptoss_vulkan_weight(weights, &row, GPTOSS_FORM_FLOAT32, &weight));
     *address_out = weight.data;
     return GPTOSS_OK;
 }
@@ -194,11 +232,10 @@ static void gather(const struct gptoss_weight *weight, const uint8_t *matrix, in
                matrix + ((uint64_t)column * line + (uint64_t)row) * element, element);
 }
 
-static void fill_row(const struct gptoss_weight_entry *entry, uint64_t index, uint8_t *codes,
-                     uint8_t *scales) {
+/* Codes and scales of a row; those of a block in their order on the device. */
+static void fill_row(const struct gptoss_weight_entry *entry, int64_t matrix, int64_t row,
+                     uint8_t *codes, uint8_t *scales) {
     const struct gptoss_weight *weight = &entry->weight;
-    int64_t matrix = (int64_t)(index / (uint64_t)weight->num_rows);
-    int64_t row = (int64_t)(index % (uint64_t)weight->num_rows);
     uint64_t columns = (uint64_t)weight->num_columns;
     uint64_t from_bytes = gptoss_dtype_row_bytes(weight->dtype, columns);
     const uint8_t *first = weight->data + (uint64_t)matrix * weight->matrix_bytes;
@@ -207,24 +244,47 @@ static void fill_row(const struct gptoss_weight_entry *entry, uint64_t index, ui
     if (gptoss_dtype_has_planes(weight->dtype))
         from_scales = weight->scales + (uint64_t)matrix * weight->scale_matrix_bytes +
                       (uint64_t)row * columns / 32;
-    memset(scales, 0, entry->scale_row_bytes); /* up to a whole word */
     if (weight->dtype == GPTOSS_DTYPE_Q8_0 || weight->dtype == GPTOSS_DTYPE_MXFP4_GGUF) {
-        if (!entry->wide) {
+        if (entry->form != GPTOSS_FORM_FLOAT32) {
             fill_blocks(weight, from, codes, scales);
             return;
         }
     }
-    memset(codes, 0, entry->row_bytes);
     if (weight->transposed) {
         gather(weight, first, row, gptoss_dtype_bytes(weight->dtype), codes);
     } else if (entry->layout == GPTOSS_DEVICE_F32 && weight->dtype != GPTOSS_DTYPE_F32) {
         gptoss_decode_row(weight->dtype, from, from_scales, columns, (float *)codes);
-    } else if (entry->layout == GPTOSS_DEVICE_MXFP4) {
+    } else if (weight->dtype == GPTOSS_DTYPE_MXFP4) {
         for (uint64_t i = 0; i < from_bytes; i += 16)
             order_codes(from + i, codes + i);
         memcpy(scales, from_scales, columns / 32);
     } else {
         memcpy(codes, from, from_bytes);
+    }
+}
+
+/* A row of the device's memory: one of the weight, or a tile of them, padded with zeros. */
+static void fill_line(const struct gptoss_weight_entry *entry, uint64_t index, uint8_t *codes,
+                      uint8_t *scales) {
+    const struct gptoss_weight *weight = &entry->weight;
+    memset(codes, 0, entry->row_bytes);
+    memset(scales, 0, entry->scale_row_bytes);
+    if (!is_in_tiles(entry)) {
+        fill_row(entry, (int64_t)(index / (uint64_t)weight->num_rows),
+                 (int64_t)(index % (uint64_t)weight->num_rows), codes, scales);
+        return;
+    }
+    uint8_t row_codes[GPTOSS_MAX_TILE_COLUMNS], row_scales[GPTOSS_MAX_TILE_COLUMNS / 16];
+    bool is_pair = entry->form == GPTOSS_FORM_PAIR_TILES,
+         is_mxfp4 = weight->dtype != GPTOSS_DTYPE_Q8_0;
+    int64_t matrix = (int64_t)(index / tiles_of_matrix(entry));
+    int64_t tile = (int64_t)(index % tiles_of_matrix(entry));
+    for (int i = 0; i < 16; ++i) {
+        int64_t row = is_pair ? tile / 2 * 32 + 2 * i + tile % 2 : tile * 16 + i;
+        if (row >= weight->num_rows)
+            break;
+        fill_row(entry, matrix, row, row_codes, row_scales);
+        gptoss_tile_put_row(row_codes, row_scales, weight->num_columns, is_mxfp4, i, codes, scales);
     }
 }
 
@@ -234,6 +294,8 @@ static float largest_of(const struct gptoss_weight_entry *entry, const uint8_t *
     float largest = 0, value;
     uint32_t bits = 0;
     switch (entry->layout) {
+    case GPTOSS_DEVICE_MXFP4_TILES:
+    case GPTOSS_DEVICE_Q8_TILES: return 0; /* their scales are never in float16 */
     case GPTOSS_DEVICE_MXFP4:
         for (uint64_t i = 0; i < entry->scale_row_bytes; ++i)
             bits = scales[i] > bits ? scales[i] : bits;
@@ -264,19 +326,19 @@ static float largest_of(const struct gptoss_weight_entry *entry, const uint8_t *
 
 struct fill {
     struct gptoss_weight_entry *entry;
-    uint64_t first_row, num_rows;
+    uint64_t first_row, num_rows, task_rows;
     uint8_t *codes, *scales;
 };
 
 static void fill_task(void *context, int64_t task, int thread) {
     (void)thread;
     const struct fill *fill = context;
-    uint64_t begin = (uint64_t)task * PIECE_ROWS, end = begin + PIECE_ROWS;
+    uint64_t begin = (uint64_t)task * fill->task_rows, end = begin + fill->task_rows;
     uint32_t largest = 0;
     for (uint64_t row = begin; row < end && row < fill->num_rows; ++row) {
         uint8_t *codes = fill->codes + row * fill->entry->row_bytes;
         uint8_t *scales = fill->scales + row * fill->entry->scale_row_bytes;
-        fill_row(fill->entry, fill->first_row + row, codes, scales);
+        fill_line(fill->entry, fill->first_row + row, codes, scales);
         uint32_t bits = gptoss_bits_from_float(largest_of(fill->entry, codes, scales));
         largest = bits > largest ? bits : largest; /* NaN is above all */
     }
@@ -298,10 +360,15 @@ load_entry(struct gptoss_vulkan_weights *weights, struct gptoss_weight_entry *en
     for (uint64_t row = 0; row < entry->num_rows; row += most, *half ^= 1) {
         uint64_t left = entry->num_rows - row, count = left < most ? left : most;
         uint64_t codes_bytes = count * entry->row_bytes;
-        struct fill fill = {entry, row, count, staging[*half].host,
+        struct fill fill = {entry,
+                            row,
+                            count,
+                            1 + TASK_BYTES / one,
+                            staging[*half].host,
                             (uint8_t *)staging[*half].host + codes_bytes};
         gptoss_thread_pool_run(pool, fill_task, &fill,
-                               (int64_t)((count + PIECE_ROWS - 1) / PIECE_ROWS), NULL, NULL);
+                               (int64_t)((count + fill.task_rows - 1) / fill.task_rows), NULL,
+                               NULL);
         enum gptoss_status status = gptoss_vulkan_list_copy(
             queue, &staging[*half], 0, to, entry->block_offset + row * entry->row_bytes,
             codes_bytes, false);
@@ -403,5 +470,5 @@ void gptoss_vulkan_weights_release(struct gptoss_vulkan_weights *weights,
         gptoss_vulkan_memory_release(device, &weights->blocks[i]);
     gptoss_free(weights->blocks);
     gptoss_free(weights->entries);
-    *weights = (struct gptoss_vulkan_weights){0};
+    *weights = (struct gptoss_vulkan_weights){.has_tiles = weights->has_tiles};
 }

@@ -14,7 +14,9 @@ const bool HAS_NORM = false;
 
 layout(push_constant) uniform Push { gptoss_down_push push; };
 
-uint first, expert_row;
+#include "down.glsl"
+
+uint first, expert, expert_row;
 
 Source source_of(uint i) {
     return Source(push.weight, push.scales, expert_row + min(first + i, push.num_outs - 1));
@@ -25,28 +27,13 @@ void main() {
     uint group = gl_WorkGroupID.x / CHOSEN, token = gl_WorkGroupID.y;
     uint line = token * CHOSEN + gl_WorkGroupID.x % CHOSEN, lane = gl_SubgroupInvocationID;
     first = group * TOGETHER + gl_SubgroupID * ROWS;
-    expert_row = uint(Ints(push.experts).at[line]) * push.num_outs;
+    expert = uint(Ints(push.experts).at[line]);
+    expert_row = expert * push.num_outs;
     multiply(push.x, line, uvec2(0));
     float y = 0;
     [[unroll]] for (uint i = 0; i < ROWS; ++i)
         y = lane == i ? sums[i] : y;
-    if (lane < ROWS && first + lane < push.num_outs) {
-        y += is_absent(push.bias) ? 0 : Floats(push.bias).at[expert_row + first + lane];
-        Shared(push.outputs).at[line * push.num_outs + first + lane] = y;
-    }
-    if (!is_last_workgroup(push.counters, token * (gl_NumWorkGroups.x / CHOSEN) + group, CHOSEN))
-        return;
-    for (uint i = gl_LocalInvocationID.x; i < TOGETHER; i += WORKGROUP) {
-        uint row = group * TOGETHER + i;
-        if (row >= push.num_outs)
-            return;
-        float sum = 0;
-        [[unroll]] for (uint rank = 0; rank < CHOSEN; ++rank) {
-            uint from = token * CHOSEN + rank;
-            sum = fma(Floats(push.weights).at[from],
-                      Shared(push.outputs).at[from * push.num_outs + row], sum);
-        }
-        Floats(push.sum).at[token * push.num_outs + row] = sum;
-        Floats(push.residual).at[token * push.num_outs + row] += sum;
-    }
+    if (lane < ROWS)
+        store_output(line, expert, first + lane, y);
+    add_outputs(group, TOGETHER);
 }

@@ -19,6 +19,9 @@ spirv_execution_mode(extensions = ["SPV_KHR_float_controls"], capabilities = [44
 layout(push_constant) uniform Push { gptoss_product_push push; };
 
 const bool IS_PAIR = MODE == GPTOSS_PRODUCT_SWIGLU || MODE == GPTOSS_PRODUCT_SILU;
+#include "finish.glsl"
+#include "panel.glsl"
+
 const uint THREADS = GPTOSS_MATRIX_WORKGROUP;
 const uint ROW_PARTS = GPTOSS_SUBGROUP_ROWS / 16;
 const uint DEPTH = 64;                         // columns in shared memory at a time
@@ -31,37 +34,16 @@ shared uvec4 w_tile[GPTOSS_MATRIX_ROWS * STRIDE];
 shared float results[THREADS * 8]; // 16 x 16 of each subgroup
 shared uint lines[GPTOSS_TILE_TOKENS];
 
-uint first_row, weight_step, matrix, num_tokens;
+Tile tile;
+uint first_row, weight_step, matrix;
 uvec4 x_next[X_LOADS], w_next[W_LOADS];
 float w_scale[W_LOADS];
-
-void find_tile() {
-    uint index = gl_WorkGroupID.y, first = index * GPTOSS_TILE_TOKENS, expert = 0;
-    if (!HAS_EXPERTS) {
-        num_tokens = min(push.num_tokens - first, GPTOSS_TILE_TOKENS);
-    } else if (index >= Words(push.experts).at[0]) {
-        num_tokens = 0;
-    } else {
-        expert = Words(push.experts).at[1 + 3 * index];
-        first = Words(push.experts).at[2 + 3 * index];
-        num_tokens = Words(push.experts).at[3 + 3 * index];
-    }
-    weight_step = IS_PAIR && is_absent(push.up) ? 2 : 1;
-    matrix = expert * push.num_outs * weight_step;
-    first_row = gl_WorkGroupID.x * (IS_PAIR ? GPTOSS_MATRIX_ROWS / 2 : GPTOSS_MATRIX_ROWS);
-    uint id = gl_LocalInvocationID.x;
-    if (id < GPTOSS_TILE_TOKENS)
-        lines[id] = id >= num_tokens ? 0
-                    : HAS_EXPERTS    ? Words(push.routes).at[first + id]
-                                     : first + id;
-}
 
 void load(uint step) {
     [[unroll]] for (uint i = 0; i < X_LOADS; ++i) {
         uint at = gl_LocalInvocationID.x + i * THREADS, token = at / (DEPTH / 8);
-        uint line = HAS_EXPERTS ? lines[token] / push.num_chosen : lines[token];
-        x_next[i] = Pieces(push.x).at[(push.first_token + line) * STEPS * (DEPTH / 8) +
-                                      step * (DEPTH / 8) + at % (DEPTH / 8)];
+        x_next[i] = Pieces(push.x).at[(input_line(lines[token]) * STEPS + step) * (DEPTH / 8) +
+                                      at % (DEPTH / 8)];
     }
     const uint IN_STEP = DEPTH / PIECE;
     [[unroll]] for (uint i = 0; i < W_LOADS; ++i) {
@@ -137,41 +119,23 @@ void store_tiles() {
     }
 }
 
-float bias_of(uint weight_row, bool is_up) {
-    uvec2 bias = is_up && !is_absent(push.up) ? push.up_bias : push.bias;
-    if (is_up && is_absent(push.up))
-        ++weight_row;
-    return is_absent(bias) ? 0 : Floats(bias).at[weight_row];
-}
-
-void finish(uint token, uint tile_row, float y, float up) {
+void store_sum(uint token, uint tile_row, float y, float up) {
     uint row = first_row + (IS_PAIR ? tile_row / 2 : tile_row);
-    if (token >= num_tokens || row >= push.num_outs)
+    if (token >= tile.count || row >= push.num_outs)
         return;
-    uint line = lines[token], weight_row = matrix + row * weight_step;
-    float scale = Floats(push.gain).at[push.first_token +
-                                       (HAS_EXPERTS ? line / push.num_chosen : line)];
-    uint at = line * push.num_outs + row;
-    y = fma(y, scale, bias_of(weight_row, false));
-    if (IS_PAIR) {
-        up = fma(up, scale, bias_of(weight_row, true));
-        y = MODE == GPTOSS_PRODUCT_SILU ? silu(y) * up : swiglu(y, up, push.limit, push.alpha);
-    } else if (MODE == GPTOSS_PRODUCT_RESIDUAL) {
-        Floats(push.extra).at[at] += y;
-        if (is_absent(push.result))
-            return;
-    } else if (MODE == GPTOSS_PRODUCT_GELU) {
-        y = gelu(y);
-    } else if (MODE == GPTOSS_PRODUCT_ADD) {
-        y = fma(push.alpha, y, Floats(push.result).at[at]);
-    }
-    Floats(push.result).at[at] = y;
+    float factor = Floats(push.gain).at[input_line(lines[token])];
+    finish(lines[token], row, tile.expert, y * factor, up * factor);
 }
 
 void main() {
-    find_tile();
-    if (num_tokens == 0)
+    tile = find_tile();
+    if (tile.count == 0)
         return;
+    weight_step = IS_PAIR && is_absent(push.up) ? 2 : 1;
+    matrix = tile.expert * push.num_outs * weight_step;
+    first_row = gl_WorkGroupID.x * (IS_PAIR ? GPTOSS_MATRIX_ROWS / 2 : GPTOSS_MATRIX_ROWS);
+    if (gl_LocalInvocationID.x < GPTOSS_TILE_TOKENS)
+        lines[gl_LocalInvocationID.x] = output_line(tile, gl_LocalInvocationID.x);
     barrier();
     uint token_part = gl_SubgroupID % 2 * 32;
     uint row_part = gl_SubgroupID / 2 * GPTOSS_SUBGROUP_ROWS;
@@ -208,7 +172,7 @@ void main() {
         const uint COUNT = IS_PAIR ? 128 : 256;
         for (uint at = gl_SubgroupInvocationID; at < COUNT; at += gl_SubgroupSize) {
             uint element = IS_PAIR ? 2 * at : at;
-            finish(token_part + i % 2 * 16 + element / 16, row_part + i / 2 * 16 + element % 16,
+            store_sum(token_part + i % 2 * 16 + element / 16, row_part + i / 2 * 16 + element % 16,
                    results[base + element], IS_PAIR ? results[base + element + 1] : 0);
         }
     }

@@ -12,38 +12,22 @@ layout(constant_id = 4) const bool HAS_EXPERTS = false;
 layout(push_constant) uniform Push { gptoss_product_push push; };
 
 const bool IS_PAIR = MODE == GPTOSS_PRODUCT_SWIGLU || MODE == GPTOSS_PRODUCT_SILU;
+#include "finish.glsl"
+#include "panel.glsl"
+
 const uint DEPTH = 32;                                  // columns in shared memory at a time
 const uint STRIDE = GPTOSS_TILE_TOKENS + 4;
 shared float x_tile[DEPTH * STRIDE];                    // [column][token]
 shared float w_tile[DEPTH * (GPTOSS_TILE_ROWS + 4)];    // [column][row]
 shared uint lines[GPTOSS_TILE_TOKENS];                  // output lines of the tile's tokens
 
-struct Tile {
-    uint expert, first, count;
-};
-
-Tile find_tile() {
-    uint index = gl_WorkGroupID.y;
-    if (!HAS_EXPERTS) {
-        uint first = index * GPTOSS_TILE_TOKENS;
-        return Tile(0, first, min(push.num_tokens - first, GPTOSS_TILE_TOKENS));
-    }
-    if (index >= Words(push.experts).at[0])
-        return Tile(0, 0, 0);
-    uint at = 1 + 3 * index;
-    return Tile(Words(push.experts).at[at], Words(push.experts).at[at + 1],
-                Words(push.experts).at[at + 2]);
-}
-
 void load_x(uint piece, uint count) {
     // Four tokens a thread column: consecutive threads take consecutive columns of a line.
     for (uint i = gl_LocalInvocationID.x; i < GPTOSS_TILE_TOKENS * DEPTH; i += WORKGROUP) {
         uint token = i / DEPTH, column = i % DEPTH, at = piece * DEPTH + column;
         float value = 0;
-        if (token < count && at < COLUMNS) {
-            uint line = HAS_EXPERTS ? lines[token] / push.num_chosen : lines[token];
-            value = Floats(push.x).at[(push.first_token + line) * COLUMNS + at];
-        }
+        if (token < count && at < COLUMNS)
+            value = Floats(push.x).at[input_line(lines[token]) * COLUMNS + at];
         x_tile[column * STRIDE + token] = value;
     }
 }
@@ -65,27 +49,6 @@ void load_w(uint block, uint first_row, uint matrix, uint step) {
     }
 }
 
-float bias_of(uint weight_row, bool is_up) {
-    uvec2 bias = is_up && !is_absent(push.up) ? push.up_bias : push.bias;
-    if (is_up && is_absent(push.up))
-        ++weight_row;
-    return is_absent(bias) ? 0 : Floats(bias).at[weight_row];
-}
-
-void store(uint line, uint row, float y) {
-    uint at = line * push.num_outs + row;
-    if (MODE == GPTOSS_PRODUCT_RESIDUAL) {
-        Floats(push.extra).at[at] += y;
-        if (is_absent(push.result))
-            return;
-    } else if (MODE == GPTOSS_PRODUCT_GELU) {
-        y = gelu(y);
-    } else if (MODE == GPTOSS_PRODUCT_ADD) {
-        y = fma(push.alpha, y, Floats(push.result).at[at]);
-    }
-    Floats(push.result).at[at] = y;
-}
-
 void main() {
     Tile tile = find_tile();
     if (tile.count == 0)
@@ -96,9 +59,7 @@ void main() {
     uint matrix = tile.expert * push.num_outs * step;
     uint id = gl_LocalInvocationID.x;
     if (id < GPTOSS_TILE_TOKENS)
-        lines[id] = id >= tile.count ? 0
-                    : HAS_EXPERTS    ? Words(push.routes).at[tile.first + id]
-                                     : tile.first + id;
+        lines[id] = output_line(tile, id);
     uint tx = id % 16, ty = id / 16;
     vec4 sums[4] = vec4[](vec4(0), vec4(0), vec4(0), vec4(0));
     for (uint block = 0; block < BLOCKS; ++block) {
@@ -121,14 +82,7 @@ void main() {
             uint row = first_row + (IS_PAIR ? (4 * tx + j) / 2 : 4 * tx + j);
             if (row >= push.num_outs || (IS_PAIR && (j & 1u) == 1u))
                 continue;
-            uint weight_row = matrix + row * step;
-            float y = sums[i][j] + bias_of(weight_row, false);
-            if (IS_PAIR) {
-                float up = sums[i][j + 1] + bias_of(weight_row, true);
-                y = MODE == GPTOSS_PRODUCT_SILU ? silu(y) * up
-                                                : swiglu(y, up, push.limit, push.alpha);
-            }
-            store(line, row, y);
+            finish(line, row, tile.expert, sums[i][j], IS_PAIR ? sums[i][j + 1] : 0);
         }
     }
 }

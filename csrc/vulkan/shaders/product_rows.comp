@@ -17,7 +17,7 @@ const bool IS_PAIR = MODE == GPTOSS_PRODUCT_SWIGLU || MODE == GPTOSS_PRODUCT_SIL
 const uint SUMS = IS_PAIR ? 2 * ROWS : ROWS;
 #include "rows.glsl"
 
-uint first, expert_row, weight_step;
+uint first, expert, expert_row, weight_step;
 
 Source source_of(uint i) {
     uint row = min(first + (IS_PAIR ? i / 2 : i), push.num_outs - 1);
@@ -26,37 +26,15 @@ Source source_of(uint i) {
                   expert_row + row * weight_step + (is_up && weight_step == 2 ? 1 : 0));
 }
 
-void finish(uint line, uint row, float y, float up) {
-    uint weight_row = expert_row + row * weight_step;
-    if (!is_absent(push.bias))
-        y += Floats(push.bias).at[weight_row];
-    uint at = line * push.num_outs + row;
-    if (MODE == GPTOSS_PRODUCT_RESIDUAL) {
-        Floats(push.extra).at[at] += y;
-        if (is_absent(push.result))
-            return;
-    } else if (IS_PAIR) {
-        if (is_absent(push.up))
-            up += is_absent(push.bias) ? 0 : Floats(push.bias).at[weight_row + 1];
-        else
-            up += is_absent(push.up_bias) ? 0 : Floats(push.up_bias).at[weight_row];
-        y = MODE == GPTOSS_PRODUCT_SILU ? silu(y) * up : swiglu(y, up, push.limit, push.alpha);
-    } else if (MODE == GPTOSS_PRODUCT_GELU) {
-        y = gelu(y);
-    } else if (MODE == GPTOSS_PRODUCT_ADD) {
-        y = fma(push.alpha, y, Floats(push.result).at[at]);
-    }
-    Floats(push.result).at[at] = y;
-}
+#include "finish.glsl"
 
 void main() {
     uint line = gl_WorkGroupID.y;
     const uint SETS = WORKGROUP / SUBGROUP / SPLIT; // of ROWS rows, a workgroup
     first = (gl_WorkGroupID.x * SETS + gl_SubgroupID / SPLIT) * ROWS;
     weight_step = IS_PAIR && is_absent(push.up) ? 2 : 1;
-    expert_row = is_absent(push.experts)
-                     ? 0
-                     : uint(Ints(push.experts).at[line]) * push.num_outs * weight_step;
+    expert = is_absent(push.experts) ? 0 : uint(Ints(push.experts).at[line]);
+    expert_row = expert * push.num_outs * weight_step;
     uint x_line = push.first_token + (is_absent(push.experts) ? line : line / push.num_chosen);
     if (!multiply(push.x, x_line, push.gain))
         return;
@@ -71,5 +49,5 @@ void main() {
     }
     uint row = first + gl_SubgroupInvocationID;
     if (gl_SubgroupInvocationID < ROWS && row < push.num_outs)
-        finish(line, row, y, up);
+        finish(line, row, expert, y, up);
 }

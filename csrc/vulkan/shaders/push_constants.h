@@ -22,6 +22,15 @@
 #define GPTOSS_DEVICE_MXFP4 3
 #define GPTOSS_DEVICE_Q8                                                                           \
     4 /* 16 int8 codes a piece; an f16 scale every two pieces, in whole words a row */
+/* Tiles of 16 rows by 64 columns for subgroups of 32, in the order in which cooperative matrices
+ * hold them (fragments.comp): invocation 4 g + t has, of rows g and g + 8, columns 8 t to 8 t + 7
+ * of each block of 32. Tiles of a row of them follow each other, a matrix is padded to whole tiles.
+ * MXFP4: a piece for each invocation: words as above of row g and of row g + 8, of one block and of
+ * the next; a word of scales for each g in that order. */
+#define GPTOSS_DEVICE_MXFP4_TILES 5
+/* Two pieces, a block each: of row g the codes, plus 128, of columns 0, 1, 4, 5 and of 2, 3, 6, 7,
+ * the same of row g + 8; for each g a word of scales in f16, row g in its lower half. */
+#define GPTOSS_DEVICE_Q8_TILES 6
 
 /* What becomes of a product y = w x + bias. */
 #define GPTOSS_PRODUCT_STORE 0
@@ -43,6 +52,9 @@
 #define GPTOSS_MATRIX_ROWS 128  /* of cooperative matrices */
 #define GPTOSS_SUBGROUP_ROWS 32 /* of them, with 32 of the tile's tokens, for a subgroup */
 #define GPTOSS_MATRIX_WORKGROUP (64 * GPTOSS_MATRIX_ROWS / GPTOSS_SUBGROUP_ROWS)
+/* Of weights in tiles: 32 rows for a subgroup, with all tokens. */
+#define GPTOSS_TILE_PANEL_ROWS 256
+#define GPTOSS_TILE_PANEL_WORKGROUP 256
 
 /* A row of the table, with its cache: [layer][keys, values][kv_head][capacity][head_dim] */
 struct gptoss_device_row {
@@ -83,6 +95,13 @@ struct gptoss_activate_push {
 
 struct gptoss_round_push {
     uint64_t x, result, scales;
+};
+
+/* Words for each invocation: elements 16 m + k of a matrix A, 8 k + n of a B, 8 m + n of sums; two
+ * numbers in float16. */
+#define GPTOSS_FRAGMENT_WORDS 17
+struct gptoss_fragments_push {
+    uint64_t result;
 };
 
 struct gptoss_down_push {

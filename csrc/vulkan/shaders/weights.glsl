@@ -1,4 +1,5 @@
-// Weights in every layout of push_constants.h, a piece of 16 bytes of codes at a time.
+// Weights in rows, in every layout of push_constants.h, a piece of 16 bytes of codes at a time.
+#include "e2m1.glsl"
 layout(constant_id = 1) const uint LAYOUT = 0;
 layout(constant_id = 2) const uint COLUMNS = 32; // inputs
 layout(constant_id = 7) const bool HALVES = false; // subnormal halves are not flushed
@@ -11,15 +12,6 @@ const uint BLOCKS = (COLUMNS + 31) / 32; // of a row
 const uint PIECES = BLOCKS * 32 / PIECE;
 // Words of the scales of a row.
 const uint SCALE_WORDS = LAYOUT == GPTOSS_DEVICE_MXFP4 ? (BLOCKS + 3) / 4 : (BLOCKS + 1) / 2;
-
-// Elements j and j + 4 of the eight in a word of E2M1 codes, as halves that are 2^-14 of the values: sign
-// and magnitude of E2M1 are those of a half, subnormals included. push_constants.h has the layout,
-// which makes this few instructions.
-uint e2m1_halves(uint word, uint j) {
-    return j == 0   ? word & 0x8E008E00u
-           : j == 1 ? word << 3 & 0x8E008E00u
-                    : word << 3 * j & 0x0E000E00u | word << j - 1 & 0x80008000u;
-}
 
 const float E2M1_FACTOR = HALVES ? 16384.0 : 1.0; // what two_e2m1 leaves out
 
