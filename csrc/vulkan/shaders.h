@@ -23,6 +23,7 @@
     X(round_rows)                                                                                  \
     X(route)                                                                                       \
     X(route_panel)                                                                                 \
+    X(tile_attention)                                                                              \
     X(tile_down_rows)                                                                              \
     X(tile_panel)                                                                                  \
     X(tile_rows)

@@ -12,6 +12,9 @@
 #define PANEL_KEYS 64
 #define PANEL_CHUNK 2
 #define LARGE_HEAD_DIM 64
+/* The same where matrices are filled in registers. */
+#define TILE_WORKGROUP 256
+#define TILE_LINE_PARTS 2
 #define MIN_PANEL_WORKGROUP 128
 #define MIN_PANEL_KEYS 32
 #define MAX_PANEL_HEAD_DIM 128
@@ -97,19 +100,21 @@ static enum gptoss_status attend_panel(struct gptoss_vulkan_backend *backend,
                                        struct gptoss_attention_push *push, int64_t num_rows,
                                        uint32_t head_dim, uint32_t group) {
     bool is_large = head_dim > LARGE_HEAD_DIM;
-    uint32_t workgroup = is_large ? MIN_PANEL_WORKGROUP : PANEL_WORKGROUP;
-    uint32_t line_parts = is_large ? 1 : PANEL_LINE_PARTS;
+    bool tiles = backend->weights.has_tiles && head_dim % 32 == 0;
+    uint32_t workgroup = is_large ? MIN_PANEL_WORKGROUP : tiles ? TILE_WORKGROUP : PANEL_WORKGROUP;
+    uint32_t line_parts = is_large ? 1 : tiles ? TILE_LINE_PARTS : PANEL_LINE_PARTS;
     uint32_t keys = is_large ? MIN_PANEL_KEYS : PANEL_KEYS;
     uint32_t lines = workgroup / 2 * line_parts;
     push->num_rows = (uint32_t)num_rows;
     return gptoss_vulkan_dispatch(
-        backend, &(struct gptoss_dispatch){
-                     .key = {GPTOSS_SHADER_attention_panel,
-                             {workgroup, head_dim, group, line_parts, keys, PANEL_CHUNK}},
-                     .push = push,
-                     .push_bytes = sizeof *push,
-                     .groups = {gptoss_ceil_div(num_rows, lines / group), push->num_kv_heads, 1},
-                 });
+        backend,
+        &(struct gptoss_dispatch){
+            .key = {tiles ? GPTOSS_SHADER_tile_attention : GPTOSS_SHADER_attention_panel,
+                    {workgroup, head_dim, group, line_parts, keys, tiles ? 0 : PANEL_CHUNK}},
+            .push = push,
+            .push_bytes = sizeof *push,
+            .groups = {gptoss_ceil_div(num_rows, lines / group), push->num_kv_heads, 1},
+        });
 }
 
 static enum gptoss_status attend_rows(struct gptoss_vulkan_backend *backend,

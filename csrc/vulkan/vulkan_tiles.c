@@ -54,14 +54,15 @@ static bool is_as_counted_on(const uint32_t *words, uint32_t lane) {
     uint32_t g = lane / 4, t = lane % 4;
     float half_way = 1 + ((float)lane + 0.5f) / 1024;
     for (uint32_t i = 0; i < 8; ++i)
-        if (words[i] != 16 * (g + i / 4 * 8) + 2 * t + i / 2 % 2 * 8 + i % 2)
+        if (words[i] != 16 * (g + i / 4 * 8) + 2 * t + i / 2 % 2 * 8 + i % 2 ||
+            words[16 + i] != words[i])
             return false;
     for (uint32_t i = 0; i < 4; ++i)
         if (words[8 + i] != 8 * (2 * t + i / 2 * 8 + i % 2) + g ||
             words[12 + i] != 8 * (g + i / 2 * 8) + 2 * t + i % 2)
             return false;
     uint32_t rounded = gptoss_f16_from_float(half_way);
-    return words[16] == (rounded | (rounded | 0x8000u) << 16);
+    return words[24] == (rounded | (rounded | 0x8000u) << 16);
 }
 
 static enum gptoss_status run_fragments(struct gptoss_vulkan_device *device,

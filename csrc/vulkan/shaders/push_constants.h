@@ -23,7 +23,7 @@
 #define GPTOSS_DEVICE_Q8                                                                           \
     4 /* 16 int8 codes a piece; an f16 scale every two pieces, in whole words a row */
 /* Tiles of 16 rows by 64 columns for subgroups of 32, in the order in which cooperative matrices
- * hold them (fragments.comp): invocation 4 g + t has, of rows g and g + 8, columns 8 t to 8 t + 7
+ * hold them (fragments.glsl): invocation 4 g + t has, of rows g and g + 8, columns 8 t to 8 t + 7
  * of each block of 32. Tiles of a row of them follow each other, a matrix is padded to whole tiles.
  * MXFP4: a piece for each invocation: words as above of row g and of row g + 8, of one block and of
  * the next; a word of scales for each g in that order. */
@@ -97,9 +97,9 @@ struct gptoss_round_push {
     uint64_t x, result, scales;
 };
 
-/* Words for each invocation: elements 16 m + k of a matrix A, 8 k + n of a B, 8 m + n of sums; two
- * numbers in float16. */
-#define GPTOSS_FRAGMENT_WORDS 17
+/* Words for each invocation, see fragments.glsl: eight elements 16 m + k of a MatrixA, four 8 k + n
+ * of a MatrixB and 8 m + n of a MatrixC, eight 16 m + n of a WideC; two numbers in float16. */
+#define GPTOSS_FRAGMENT_WORDS 25
 struct gptoss_fragments_push {
     uint64_t result;
 };

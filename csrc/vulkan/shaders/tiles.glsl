@@ -1,19 +1,12 @@
 // Weights in tiles (push_constants.h), multiplied by cooperative matrices that are filled in registers.
-#extension GL_KHR_cooperative_matrix : require
-#extension GL_KHR_memory_scope_semantics : require
-#extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 #extension GL_EXT_spirv_intrinsics : require
-#extension GL_KHR_shader_subgroup_shuffle : require
 #include "e2m1.glsl"
+#include "fragments.glsl"
 layout(constant_id = 1) const uint LAYOUT = GPTOSS_DEVICE_MXFP4_TILES;
 layout(constant_id = 2) const uint COLUMNS = 32; // inputs
 
 // DenormPreserve of 16 bits: codes of 4 bits are subnormal halves.
 spirv_execution_mode(extensions = ["SPV_KHR_float_controls"], capabilities = [4464], 4459, 16);
-
-#define MatrixA coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseA>
-#define MatrixB coopmat<float16_t, gl_ScopeSubgroup, 16, 8, gl_MatrixUseB>
-#define MatrixC coopmat<float, gl_ScopeSubgroup, 16, 8, gl_MatrixUseAccumulator>
 
 const bool IS_E2M1 = LAYOUT == GPTOSS_DEVICE_MXFP4_TILES;
 const uint TILE_STEPS = (COLUMNS + 63) / 64;           // of 64 columns
@@ -21,38 +14,6 @@ const uint BLOCKS_OF_PIECE = IS_E2M1 ? 2 : 1;
 const uint TILE_PIECES = TILE_STEPS * 2 / BLOCKS_OF_PIECE; // of an invocation
 
 layout(buffer_reference, std430, buffer_reference_align = 16) buffer Stream { uvec4 at[]; };
-
-uint pack_halves(float a, float b) {
-    return packFloat2x16(f16vec2(a, b));
-}
-
-MatrixA matrix_a(uint pair0, uint pair1, uint pair2, uint pair3) {
-    MatrixA a;
-    f16vec2 v = unpackFloat2x16(pair0);
-    a[0] = v.x;
-    a[1] = v.y;
-    v = unpackFloat2x16(pair1);
-    a[2] = v.x;
-    a[3] = v.y;
-    v = unpackFloat2x16(pair2);
-    a[4] = v.x;
-    a[5] = v.y;
-    v = unpackFloat2x16(pair3);
-    a[6] = v.x;
-    a[7] = v.y;
-    return a;
-}
-
-MatrixB matrix_b(uint pair0, uint pair1) {
-    MatrixB b;
-    f16vec2 v = unpackFloat2x16(pair0);
-    b[0] = v.x;
-    b[1] = v.y;
-    v = unpackFloat2x16(pair1);
-    b[2] = v.x;
-    b[3] = v.y;
-    return b;
-}
 
 // Two bytes of a word, which are 128 more than the codes: 1024 + the byte is a half whose lowest bits
 // are those of the byte.
