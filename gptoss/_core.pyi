@@ -105,6 +105,9 @@ def kernel_product_bf16(
     out: _Buffer,
     /,
 ) -> None: ...
+def vulkan_tile(
+    codes: _Buffer, scales: _Buffer, num_columns: int, is_mxfp4: bool, /
+) -> tuple[bytearray, bytearray]: ...
 def kernel_attention_tile(
     isa: str,
     is_f16: bool,

@@ -102,6 +102,9 @@ CASES: dict[str, Write] = {
     "gpt-oss-f16-experts": hf(Spec(**vars(GROUPED) | {"expert_dtype": "F16"})),
     "gpt-oss-f32": hf(Spec(**vars(TAILS) | {"expert_dtype": "F32", "dense_dtype": "F32"})),
     "gpt-oss-gguf-q8_0": gguf(Spec(**vars(GROUPED) | {"hidden_size": 96}), "q8_0"),
+    "gpt-oss-gguf-q8_0-tails": gguf(
+        Spec(num_heads=4, num_kv_heads=1, head_dim=8, hidden_size=160, num_experts=3), "q8_0"
+    ),
     "gpt-oss-gguf-f16": gguf(TAILS, "f16"),
     "gpt-oss-k-quants": mixed(WIDE, K_TYPES),
     "gpt-oss-old-quants": mixed(WIDE, OLD_TYPES),
@@ -144,9 +147,13 @@ def test_every_tap_is_the_cpus(name: str, tmp_path: Path) -> None:
                 assert_close(ours, theirs, TOLERANCE[kv], "the cache")
 
 
-@pytest.mark.parametrize("name", ["gpt-oss", "gpt-oss-gguf-q8_0", "llama-bf16", "gpt2-f32"])
+ON_MATRICES = ["gpt-oss", "gpt-oss-original", "gpt-oss-gguf-q8_0", "gpt-oss-gguf-q8_0-tails"]
+
+
+@pytest.mark.parametrize("name", [*ON_MATRICES, "llama-q8_0", "llama-bf16", "gpt2-f32"])
 def test_fp16_is_near(name: str, tmp_path: Path) -> None:
-    """What many tokens compute on cooperative matrices."""
+    """What is computed on cooperative matrices: of weights in tiles all products, a matrix of tokens
+    being eight, of others those of many tokens, 64 a tile."""
     print(f"seed {SEED}")
     path = CASES[name](tmp_path / "model", np.random.default_rng([SEED, *name.encode()]))
     try:
@@ -155,11 +162,14 @@ def test_fp16_is_near(name: str, tmp_path: Path) -> None:
         pytest.skip(str(error))
     with model, gptoss.Model(path) as reference:
         assert model.precision == "fp16"
-        tokens = random_tokens(model, 110, SEED)
-        for kv in ("f16", "f32"):
-            pair = [open_generator(m, 128, kv_dtype=kv) for m in (model, reference)]
-            for first, end in ((0, 70), (70, 71), (71, 110)):
-                feed_both(pair, tokens[first:end], 5e-2, f"{name}, kv {kv}, {first}:{end}")
+        sizes = {"f16": (70, 1, 8, 9, 2, 64), "f32": (16, 1, 17, 3, 65)}
+        tokens = random_tokens(model, 154, SEED)
+        for kv in sizes:
+            pair = [open_generator(m, 154, kv_dtype=kv) for m in (model, reference)]
+            for size in sizes[kv]:
+                start = pair[0].position
+                chunk = tokens[start : start + size]
+                feed_both(pair, chunk, 5e-2, f"{name}, kv {kv}, {start}+{size}")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 /* The kernels as private functions of _core, for tests, benchmarks and the self-test: the list of
- * all of them and the matrix products. Arrays are contiguous buffers, float32 unless said
+ * all of them, the matrix products and the layout of weights that a device is given. Arrays are contiguous buffers, float32 unless said
  * otherwise, and checked so far that no kernel reads or writes outside them. A matrix is a tuple
  * (layout, num_columns, row_bytes, scale_row_bytes, data, scales) with bytes for data and scales
  * (empty where the layout has none). */
@@ -10,6 +10,7 @@
 #include "numeric/block_formats.h"
 #include "platform/allocator.h"
 #include "python/binding.h"
+#include "vulkan/vulkan_tiles.h"
 
 /* kernels_attention.c */
 int gptoss_python_add_attention_kernels(PyObject *module);
@@ -438,6 +439,46 @@ static PyObject *measure_read(PyObject *module, PyObject *arguments) {
     return done ? Py_NewRef(Py_None) : NULL;
 }
 
+/* vulkan_tile(codes, scales, num_columns, is_mxfp4) -> (tile, its scales): up to 16 rows as the
+ * device's layouts in rows have them, without what these pad with. */
+static PyObject *vulkan_tile(PyObject *module, PyObject *arguments) {
+    (void)module;
+    Py_buffer codes, scales;
+    Py_ssize_t num_columns;
+    int is_mxfp4;
+    if (!PyArg_ParseTuple(arguments, "y*y*np:vulkan_tile", &codes, &scales, &num_columns,
+                          &is_mxfp4))
+        return NULL;
+    PyObject *tile = NULL, *tile_scales = NULL, *result = NULL;
+    Py_ssize_t row_bytes = is_mxfp4 ? num_columns / 2 : num_columns;
+    Py_ssize_t scale_row_bytes = num_columns / (is_mxfp4 ? 32 : 16);
+    if (check(num_columns > 0 && num_columns % 32 == 0 && num_columns <= GPTOSS_MAX_TILE_COLUMNS &&
+                  codes.len % row_bytes == 0 && codes.len <= 16 * row_bytes &&
+                  scales.len == codes.len / row_bytes * scale_row_bytes,
+              "not up to 16 rows of whole blocks")) {
+        Py_ssize_t bytes = (Py_ssize_t)gptoss_tile_bytes(num_columns, is_mxfp4 != 0);
+        Py_ssize_t scale_bytes = (Py_ssize_t)gptoss_tile_scale_bytes(num_columns, is_mxfp4 != 0);
+        tile = PyByteArray_FromStringAndSize(NULL, bytes);
+        tile_scales = PyByteArray_FromStringAndSize(NULL, scale_bytes);
+    }
+    if (tile != NULL && tile_scales != NULL) {
+        uint8_t *to = (uint8_t *)PyByteArray_AsString(tile);
+        uint8_t *scales_to = (uint8_t *)PyByteArray_AsString(tile_scales);
+        memset(to, 0, (size_t)PyByteArray_Size(tile));
+        memset(scales_to, 0, (size_t)PyByteArray_Size(tile_scales));
+        for (int row = 0; row < codes.len / row_bytes; ++row)
+            gptoss_tile_put_row((const uint8_t *)codes.buf + row * row_bytes,
+                                (const uint8_t *)scales.buf + row * scale_row_bytes, num_columns,
+                                is_mxfp4 != 0, row, to, scales_to);
+        result = PyTuple_Pack(2, tile, tile_scales);
+    }
+    Py_XDECREF(tile);
+    Py_XDECREF(tile_scales);
+    PyBuffer_Release(&codes);
+    PyBuffer_Release(&scales);
+    return result;
+}
+
 static PyMethodDef functions[] = {
     {"kernels", list_kernels, METH_NOARGS, NULL},
     {"kernel_matvec", matvec, METH_VARARGS, NULL},
@@ -446,6 +487,7 @@ static PyMethodDef functions[] = {
     {"kernel_product_bf16", product_bf16, METH_VARARGS, NULL},
     {"measure_fma", measure_fma, METH_VARARGS, NULL},
     {"measure_read", measure_read, METH_VARARGS, NULL},
+    {"vulkan_tile", vulkan_tile, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -16,6 +16,7 @@
 /* Bits of 2^-8 and 2^14: in between float16 keeps what matters of a weight. */
 #define MIN_F16_LARGEST 0x3B800000u
 #define MAX_F16_LARGEST 0x46800000u
+#define MAX_F16_SCALE 128 /* of MXFP4: float16 holds 2^14 times 2^1 */
 
 struct gptoss_weight_entry {
     struct gptoss_weight weight; /* of a vector: one matrix of num_vectors rows */
@@ -299,6 +300,8 @@ static float largest_of(const struct gptoss_weight_entry *entry, const uint8_t *
     case GPTOSS_DEVICE_MXFP4:
         for (uint64_t i = 0; i < entry->scale_row_bytes; ++i)
             bits = scales[i] > bits ? scales[i] : bits;
+        if (bits > MAX_F16_SCALE)
+            return INFINITY;
         return 4 * gptoss_float_from_e8m0((uint8_t)bits);
     case GPTOSS_DEVICE_Q8:
         for (uint64_t i = 0; i < entry->scale_row_bytes; i += 2) {
