@@ -70,6 +70,7 @@ class Spec:
     dense_dtype: str = "BF16"
     expert_dtype: str = "MXFP4"  # or one of DTYPES: unquantised, stored (E, in, out)
     expert_gain: float = 2.0  # of gate_up: how often the clamps bite
+    scale_spread: int = 0  # a few MXFP4 scales are up to 2^so much smaller
 
 
 def random_tensors(spec: Spec, rng: np.random.Generator) -> Tensors:
@@ -120,6 +121,10 @@ def _random_experts(spec: Spec, prefix: str, rng: np.random.Generator, dense: An
         std = gain / math.sqrt(columns)
         if spec.expert_dtype == "MXFP4":
             blocks, scales = random_mxfp4(rng, (spec.num_experts, rows, columns), std)
+            if spec.scale_spread > 0:
+                less = rng.integers(0, spec.scale_spread + 1, scales.shape)
+                less[rng.random(scales.shape) < 0.9] = 0
+                scales = np.maximum(scales - less, 0).astype(np.uint8)
             tensors[f"{prefix}{name}_blocks"], tensors[f"{prefix}{name}_scales"] = blocks, scales
         else:
             shape = (spec.num_experts, columns, rows)

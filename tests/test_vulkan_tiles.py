@@ -56,7 +56,7 @@ def test_every_element_is_where_it_is_read(is_mxfp4: bool, num_rows: int, num_co
         codes = rng.integers(-128, 128, (num_rows, num_columns), np.int8)
         scales = rng.integers(0, 2**16, (num_rows, num_columns // 32), np.uint16)
         packed = codes
-    pair = _core.vulkan_tile(packed.tobytes(), scales.tobytes(), num_columns, is_mxfp4)
+    *pair, _ = _core.vulkan_tile(packed.tobytes(), scales.tobytes(), num_columns, is_mxfp4)
     tile, tile_scales = (np.frombuffer(part, np.uint8) for part in pair)
     steps = -(-num_columns // 64)
     assert tile.size == steps * 64 * 16 // (2 if is_mxfp4 else 1)
@@ -68,6 +68,41 @@ def test_every_element_is_where_it_is_read(is_mxfp4: bool, num_rows: int, num_co
     # What pads has no weight.
     scale_dtype = np.uint8 if is_mxfp4 else np.uint16
     assert np.count_nonzero(tile_scales.view(scale_dtype)) == np.count_nonzero(scales)
+
+
+@pytest.mark.parametrize(
+    ("scales", "shift"),
+    [
+        ([120, 96], 90),
+        ([120, 95], None),  # 2^-15 of the smallest code is no half
+        ([120, 0], 90),  # 2^-127 counts as zero
+        ([254, 230], 224),
+        ([255, 254], None),  # NaN
+        ([64, 64], 34),
+        ([63, 63], None),
+        ([0, 0], None),
+    ],
+)
+def test_which_scales_halves_can_have(scales: list[int], shift: int | None) -> None:
+    """Smallest and largest products of a code and a scale in a half, exactly."""
+    codes = words_of(np.tile([1, 7, 9, 15], 16)[None])
+    assert _core.vulkan_tile(codes.tobytes(), bytes(scales), 64, True)[2] == shift
+    if shift is not None:
+        exponents = [max(scale - shift, 0) for scale in scales]
+        assert all(exponent == 0 or 6 <= exponent <= 30 for exponent in exponents)
+
+
+def test_blocks_of_zeros_have_no_scale() -> None:
+    """They do not keep scales out of halves; NaN does."""
+    codes = np.zeros((3, 32), np.int64)
+    codes[0] = 1
+    codes[1, ::2] = 8  # -0
+    packed = words_of(codes).tobytes()
+    scales: Array
+    _, scales, shift = _core.vulkan_tile(packed, bytes([100, 250, 3]), 32, True)
+    assert shift == 70 and np.count_nonzero(np.frombuffer(scales, np.uint8)) == 1
+    _, scales, shift = _core.vulkan_tile(packed, bytes([100, 250, 255]), 32, True)
+    assert shift is None and set(scales) == {0, 100, 255}
 
 
 def test_sizes_are_checked() -> None:

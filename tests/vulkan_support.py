@@ -4,6 +4,7 @@ CPU tap by tap."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -46,11 +47,12 @@ def assert_close(actual: Array, expected: Array, tolerance: float, what: str = "
 
 def assert_same_taps(
     ours: gptoss.Generator, theirs: gptoss.Generator, tolerance: float, what: str = ""
-) -> int:
-    """Compares all that both captured, in the order of computation; returns how many taps. Rows
-    from the first on whose near ties the router broke differently say nothing and are left out."""
+) -> bool:
+    """Compares all that both captured, in the order of computation, and tells whether routes are
+    the same. Rows from the first on whose near ties the router broke differently say nothing and
+    are left out."""
     end: int | None = None
-    assert list(ours.taps) == list(theirs.taps)
+    assert list(ours.taps) == list(theirs.taps) and len(theirs.taps) > 8
     for name in theirs.taps:
         actual, expected = ours.taps[name][:end], theirs.taps[name][:end]
         if not name.endswith("router_experts"):
@@ -66,16 +68,26 @@ def assert_same_taps(
             break
         if end == 0:
             break
-    return len(theirs.taps)
+    return end is None
+
+
+# Generators whose caches differ since the router broke a near tie differently.
+_parted: WeakSet[gptoss.Generator] = WeakSet()
 
 
 def feed_both(
     pair: Sequence[gptoss.Generator], tokens: Sequence[int], tolerance: float, what: str
 ) -> None:
-    """The same tokens, with all taps, to both; logits and taps are to agree."""
+    """The same tokens, with all taps, to both; logits and taps are to agree, unless a near tie
+    before has parted the two."""
     ours, theirs = pair
     for generator in pair:
         generator.capture("*")
         generator.prefill(list(tokens))
-    assert assert_same_taps(ours, theirs, tolerance, what) > 8
-    assert_close(ours.logits[None], theirs.logits[None], tolerance, f"{what}, logits")
+    if ours in _parted:
+        print(f"{what}: not compared")
+    elif assert_same_taps(ours, theirs, tolerance, what):
+        assert_close(ours.logits[None], theirs.logits[None], tolerance, f"{what}, logits")
+    else:
+        print(f"{what}: a near tie of the router")
+        _parted.add(ours)

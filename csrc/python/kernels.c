@@ -1,8 +1,8 @@
 /* The kernels as private functions of _core, for tests, benchmarks and the self-test: the list of
- * all of them, the matrix products and the layout of weights that a device is given. Arrays are contiguous buffers, float32 unless said
- * otherwise, and checked so far that no kernel reads or writes outside them. A matrix is a tuple
- * (layout, num_columns, row_bytes, scale_row_bytes, data, scales) with bytes for data and scales
- * (empty where the layout has none). */
+ * all of them, the matrix products and the layout of weights that a device is given. Arrays are
+ * contiguous buffers, float32 unless said otherwise, and checked so far that no kernel reads or
+ * writes outside them. A matrix is a tuple (layout, num_columns, row_bytes, scale_row_bytes, data,
+ * scales) with bytes for data and scales (empty where the layout has none). */
 #include <string.h>
 
 #include "cpu/bf16_units.h"
@@ -439,8 +439,9 @@ static PyObject *measure_read(PyObject *module, PyObject *arguments) {
     return done ? Py_NewRef(Py_None) : NULL;
 }
 
-/* vulkan_tile(codes, scales, num_columns, is_mxfp4) -> (tile, its scales): up to 16 rows as the
- * device's layouts in rows have them, without what these pad with. */
+/* vulkan_tile(codes, scales, num_columns, is_mxfp4) -> (tile, its scales, shift): up to 16 rows as
+ * the device's layouts in rows have them, without what these pad with. shift: that of scales which
+ * halves can have in them, else None. */
 static PyObject *vulkan_tile(PyObject *module, PyObject *arguments) {
     (void)module;
     Py_buffer codes, scales;
@@ -470,7 +471,15 @@ static PyObject *vulkan_tile(PyObject *module, PyObject *arguments) {
             gptoss_tile_put_row((const uint8_t *)codes.buf + row * row_bytes,
                                 (const uint8_t *)scales.buf + row * scale_row_bytes, num_columns,
                                 is_mxfp4 != 0, row, to, scales_to);
-        result = PyTuple_Pack(2, tile, tile_scales);
+        struct gptoss_scale_range range = {255, 0};
+        uint32_t shift = 0;
+        if (is_mxfp4)
+            gptoss_tile_widen_range(scales_to, num_columns, &range);
+        bool in_halves = is_mxfp4 && gptoss_tile_find_shift(range, &shift);
+        PyObject *number = in_halves ? PyLong_FromUnsignedLong(shift) : Py_NewRef(Py_None);
+        if (number != NULL)
+            result = PyTuple_Pack(3, tile, tile_scales, number);
+        Py_XDECREF(number);
     }
     Py_XDECREF(tile);
     Py_XDECREF(tile_scales);

@@ -222,7 +222,8 @@ static enum gptoss_status create_device(struct gptoss_vulkan_device *device,
         size_control.subgroupSizeControl && size_control.computeFullSubgroups;
 
     device->has_matrices = find_matrices(device);
-    device->has_narrow_matrices = device->has_matrices && has_matrix_shape(device, 8, 1);
+    device->has_narrow_matrices =
+        device->has_matrices && device->max_workgroup >= 384 && has_matrix_shape(device, 8, 1);
     VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrices = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR,
         .pNext = device->can_set_subgroup_size ? &size_control : NULL,

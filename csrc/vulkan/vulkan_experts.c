@@ -121,7 +121,6 @@ enum gptoss_status gptoss_vulkan_expert_gate_up(struct gptoss_backend *base,
         .num_chosen = (uint32_t)operation->num_chosen,
         .limit = operation->limit,
         .alpha = operation->alpha,
-        .num_experts = (uint32_t)operation->weight->num_matrices,
     };
     GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->weight, form, &weight));
     GPTOSS_TRY(gptoss_vulkan_weight(&backend->weights, operation->up, form, &up));
@@ -134,16 +133,17 @@ enum gptoss_status gptoss_vulkan_expert_gate_up(struct gptoss_backend *base,
     push.up = up.data;
     push.up_scales = up.scales;
     int64_t num_routes = table->num_rows * operation->num_chosen;
+    int64_t num_experts = operation->weight->num_matrices;
     push.num_tokens = (uint32_t)num_routes;
     if (table->num_rows > MAX_SINGLE_TOKENS) {
-        GPTOSS_TRY(group(backend, operation->experts, num_routes, push.num_experts));
-        GPTOSS_TRY(find_groups(backend, num_routes, push.num_experts, &push.routes, &push.experts));
+        GPTOSS_TRY(group(backend, operation->experts, num_routes, (uint32_t)num_experts));
+        GPTOSS_TRY(find_groups(backend, num_routes, num_experts, &push.routes, &push.experts));
         struct gptoss_panel panel = {
             .weight = weight,
             .up = up,
             .push = push,
             .num_lines = table->num_rows,
-            .num_tiles = max_tiles(num_routes, push.num_experts),
+            .num_tiles = max_tiles(num_routes, num_experts),
             .mode = GPTOSS_PRODUCT_SWIGLU,
             .is_pair = true,
             .has_experts = true,

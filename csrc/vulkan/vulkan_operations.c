@@ -19,6 +19,7 @@
 #define TILE_SPLIT 8
 #define PAIR_TILE_SPLIT 2
 #define WORKGROUP 256
+#define SCALED_WORKGROUP 384 /* of panels with scales in the halves, which need fewer registers */
 /* Rows whose logits are on the device at a time. */
 #define MAX_LOGITS_ROWS 64
 
@@ -225,6 +226,34 @@ static enum gptoss_status round_lines(struct gptoss_vulkan_backend *backend,
                  });
 }
 
+/* Whether scales may be multiplied into halves, and the shift that this takes. */
+static bool scales_halves(const struct gptoss_panel *panel, uint32_t *shift_out) {
+    struct gptoss_scale_range range = panel->weight.scale_range, up = panel->up.scale_range;
+    if (panel->up.data != 0) {
+        range.least = up.least < range.least ? up.least : range.least;
+        range.most = up.most > range.most ? up.most : range.most;
+    }
+    return panel->weight.layout == GPTOSS_DEVICE_MXFP4_TILES &&
+           gptoss_tile_find_shift(range, shift_out);
+}
+
+static enum gptoss_status tile_panel(struct gptoss_vulkan_backend *backend,
+                                     struct gptoss_panel *panel) {
+    bool in_halves = scales_halves(panel, &panel->push.scale_shift);
+    uint32_t workgroup = in_halves ? SCALED_WORKGROUP : WORKGROUP;
+    uint32_t rows = panel->is_pair ? workgroup / 2 : workgroup;
+    return gptoss_vulkan_dispatch(
+        backend, &(struct gptoss_dispatch){
+                     .key = {GPTOSS_SHADER_tile_panel,
+                             {workgroup, panel->weight.layout, panel->weight.num_columns,
+                              panel->mode, panel->has_experts, in_halves}},
+                     .push = &panel->push,
+                     .push_bytes = sizeof panel->push,
+                     .groups = {gptoss_ceil_div(panel->push.num_outs, rows), panel->num_tiles, 1},
+                     .joins_previous = panel->joins_previous,
+                 });
+}
+
 enum gptoss_status gptoss_vulkan_panel(struct gptoss_vulkan_backend *backend,
                                        struct gptoss_panel *panel) {
     bool tiles = gptoss_is_in_tiles(&panel->weight);
@@ -232,24 +261,15 @@ enum gptoss_status gptoss_vulkan_panel(struct gptoss_vulkan_backend *backend,
                               (panel->up.data == 0 || panel->up.fits_f16));
     if (matrices)
         GPTOSS_TRY(round_lines(backend, panel));
-    enum gptoss_shader shader = GPTOSS_SHADER_product_panel;
-    uint32_t workgroup = WORKGROUP;
-    int64_t rows = GPTOSS_TILE_ROWS;
-    if (tiles) {
-        shader = GPTOSS_SHADER_tile_panel;
-        workgroup = GPTOSS_TILE_PANEL_WORKGROUP;
-        rows = GPTOSS_TILE_PANEL_ROWS;
-    } else if (matrices) {
-        shader = GPTOSS_SHADER_matrix_panel;
-        workgroup = GPTOSS_MATRIX_WORKGROUP;
-        rows = GPTOSS_MATRIX_ROWS;
-    }
+    if (tiles)
+        return tile_panel(backend, panel);
+    int64_t rows = matrices ? GPTOSS_MATRIX_ROWS : GPTOSS_TILE_ROWS;
     return gptoss_vulkan_dispatch(
         backend,
         &(struct gptoss_dispatch){
-            .key = {shader,
-                    {workgroup, panel->weight.layout, panel->weight.num_columns, panel->mode,
-                     panel->has_experts}},
+            .key = {matrices ? GPTOSS_SHADER_matrix_panel : GPTOSS_SHADER_product_panel,
+                    {matrices ? GPTOSS_MATRIX_WORKGROUP : WORKGROUP, panel->weight.layout,
+                     panel->weight.num_columns, panel->mode, panel->has_experts}},
             .push = &panel->push,
             .push_bytes = sizeof panel->push,
             .groups = {gptoss_ceil_div(panel->push.num_outs, panel->is_pair ? rows / 2 : rows),

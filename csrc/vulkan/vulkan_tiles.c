@@ -6,6 +6,12 @@
 #include "status.h"
 #include "vulkan/shaders/push_constants.h"
 
+#define NAN_SCALE 255
+/* Of factors in float16, as they are stored. */
+#define MAX_HALF_EXPONENT 30
+#define MIN_HALF_EXPONENT 6
+#define MIN_MOST_SCALE 64 /* the shift is positive; factors of sums are far from the least */
+
 static uint64_t steps_of(int64_t num_columns) {
     return (uint64_t)(num_columns + 63) / 64;
 }
@@ -18,13 +24,21 @@ uint64_t gptoss_tile_scale_bytes(int64_t num_columns, bool is_mxfp4) {
     return steps_of(num_columns) * 8 * (is_mxfp4 ? 4 : 8);
 }
 
+/* Whether the magnitudes of a block of MXFP4 are. */
+static bool is_zero(const uint8_t *codes) {
+    uint32_t words[4];
+    memcpy(words, codes, sizeof words);
+    return ((words[0] | words[1] | words[2] | words[3]) & 0x0FFF0FFFu) == 0;
+}
+
 static void put_mxfp4(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks, int g,
                       int high, uint8_t *tile, uint8_t *tile_scales) {
     for (int64_t block = 0; block < num_blocks; ++block) {
         int64_t piece = block / 2, word = block % 2 * 2 + high;
         for (int t = 0; t < 4; ++t)
             memcpy(tile + ((piece * 32 + 4 * g + t) * 4 + word) * 4, codes + block * 16 + t * 4, 4);
-        tile_scales[(piece * 8 + g) * 4 + word] = scales[block];
+        tile_scales[(piece * 8 + g) * 4 + word] =
+            is_zero(codes + block * 16) && scales[block] != NAN_SCALE ? 0 : scales[block];
     }
 }
 
@@ -45,6 +59,21 @@ void gptoss_tile_put_row(const uint8_t *codes, const uint8_t *scales, int64_t nu
                          bool is_mxfp4, int row, uint8_t *tile, uint8_t *tile_scales) {
     (is_mxfp4 ? put_mxfp4 : put_q8)(codes, scales, num_columns / 32, row % 8, row / 8, tile,
                                     tile_scales);
+}
+
+void gptoss_tile_widen_range(const uint8_t *tile_scales, int64_t num_columns,
+                             struct gptoss_scale_range *range) {
+    for (uint64_t i = 0; i < gptoss_tile_scale_bytes(num_columns, true); ++i) {
+        uint8_t scale = tile_scales[i];
+        range->least = scale > 0 && scale < range->least ? scale : range->least;
+        range->most = scale > range->most ? scale : range->most;
+    }
+}
+
+bool gptoss_tile_find_shift(struct gptoss_scale_range range, uint32_t *shift_out) {
+    *shift_out = range.most - MAX_HALF_EXPONENT;
+    return range.most < NAN_SCALE && range.most >= MIN_MOST_SCALE &&
+           range.most - range.least <= MAX_HALF_EXPONENT - MIN_HALF_EXPONENT;
 }
 
 /* ---- what the device does ---- */

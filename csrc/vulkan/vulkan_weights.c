@@ -23,7 +23,8 @@ struct gptoss_weight_entry {
     bool used;
     enum gptoss_device_form form;
     uint32_t layout;
-    _Atomic uint32_t largest; /* the bits of its largest magnitude as float32 */
+    _Atomic uint32_t largest;                 /* the bits of its largest magnitude as float32 */
+    _Atomic uint32_t most_scale, least_scale; /* of MXFP4 in tiles; the latter is 255 minus that */
     uint64_t row_bytes, scale_row_bytes, num_rows; /* on the device; in tiles, of those */
     uint64_t scales_offset;                        /* behind data */
     uint64_t num_bytes, address;
@@ -158,6 +159,7 @@ enum gptoss_status gptoss_vulkan_weight(struct gptoss_vulkan_weights *weights,
         .scales = entry->scale_row_bytes > 0 ? entry->address + entry->scales_offset : 0,
         .layout = entry->layout,
         .num_columns = (uint32_t)weight->num_columns,
+        .scale_range = {(uint8_t)(255 - entry->least_scale), (uint8_t)entry->most_scale},
         .fits_f16 = entry->largest >= MIN_F16_LARGEST && entry->largest < MAX_F16_LARGEST,
     };
     return GPTOSS_OK;
@@ -333,21 +335,30 @@ struct fill {
     uint8_t *codes, *scales;
 };
 
+static void raise_to(_Atomic uint32_t *value, uint32_t least) {
+    uint32_t known = atomic_load(value);
+    while (least > known && !atomic_compare_exchange_weak(value, &known, least))
+        continue;
+}
+
 static void fill_task(void *context, int64_t task, int thread) {
     (void)thread;
     const struct fill *fill = context;
     uint64_t begin = (uint64_t)task * fill->task_rows, end = begin + fill->task_rows;
     uint32_t largest = 0;
+    struct gptoss_scale_range range = {255, 0};
     for (uint64_t row = begin; row < end && row < fill->num_rows; ++row) {
         uint8_t *codes = fill->codes + row * fill->entry->row_bytes;
         uint8_t *scales = fill->scales + row * fill->entry->scale_row_bytes;
         fill_line(fill->entry, fill->first_row + row, codes, scales);
+        if (fill->entry->layout == GPTOSS_DEVICE_MXFP4_TILES)
+            gptoss_tile_widen_range(scales, fill->entry->weight.num_columns, &range);
         uint32_t bits = gptoss_bits_from_float(largest_of(fill->entry, codes, scales));
         largest = bits > largest ? bits : largest; /* NaN is above all */
     }
-    uint32_t known = atomic_load(&fill->entry->largest);
-    while (largest > known && !atomic_compare_exchange_weak(&fill->entry->largest, &known, largest))
-        continue;
+    raise_to(&fill->entry->largest, largest);
+    raise_to(&fill->entry->most_scale, range.most);
+    raise_to(&fill->entry->least_scale, 255u - range.least);
 }
 
 static enum gptoss_status

@@ -6,6 +6,7 @@
 #include "cpu/thread_pool.h"
 #include "vulkan/shaders/push_constants.h"
 #include "vulkan/vulkan_command.h"
+#include "vulkan/vulkan_tiles.h"
 
 /* The forms that a weight may be asked for in. Tiles only where the format has such a layout and
  * the device multiplies it, rows else. */
@@ -21,7 +22,8 @@ enum gptoss_device_form {
 struct gptoss_device_weight {
     uint64_t data, scales;
     uint32_t layout, num_columns;
-    bool fits_f16; /* the largest element is between 2^-8 and 2^14 */
+    bool fits_f16;                         /* the largest element is between 2^-8 and 2^14 */
+    struct gptoss_scale_range scale_range; /* of MXFP4 in tiles */
 };
 
 struct gptoss_vulkan_weights {

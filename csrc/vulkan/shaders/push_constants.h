@@ -52,9 +52,6 @@
 #define GPTOSS_MATRIX_ROWS 128  /* of cooperative matrices */
 #define GPTOSS_SUBGROUP_ROWS 32 /* of them, with 32 of the tile's tokens, for a subgroup */
 #define GPTOSS_MATRIX_WORKGROUP (64 * GPTOSS_MATRIX_ROWS / GPTOSS_SUBGROUP_ROWS)
-/* Of weights in tiles: 32 rows for a subgroup, with all tokens. */
-#define GPTOSS_TILE_PANEL_ROWS 256
-#define GPTOSS_TILE_PANEL_WORKGROUP 256
 
 /* A row of the table, with its cache: [layer][keys, values][kv_head][capacity][head_dim] */
 struct gptoss_device_row {
@@ -85,7 +82,8 @@ struct gptoss_product_push {
     uint64_t routes;  /* sorted by expert, in a panel */
     uint32_t num_outs, num_tokens, num_chosen;
     float epsilon, limit, alpha; /* alpha: also the factor of ADD */
-    uint32_t first_token, num_experts;
+    uint32_t first_token;
+    uint32_t scale_shift; /* of a panel whose scales are in the halves: tiles.glsl */
 };
 
 struct gptoss_activate_push {

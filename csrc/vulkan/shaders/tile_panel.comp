@@ -1,7 +1,8 @@
-// y = w x + bias for many tokens and a weight in tiles, on cooperative matrices: 64 tokens by 256 rows,
-// or 128 pairs of them, of which each subgroup has two tiles. Codes become halves in registers, lines of x,
-// from round_rows.comp, pass through shared memory. Scales multiply sums of 32 columns, in float32,
-// so that nothing is rounded but x. Grid and lists as in product_panel.comp.
+// y = w x + bias for many tokens and a weight in tiles, on cooperative matrices: 64 tokens by as many rows
+// as there are invocations, or half as many pairs of them; each subgroup has two tiles. Codes become halves
+// in registers, lines of x, from round_rows.comp, pass through shared memory. Nothing is rounded but x:
+// scales multiply sums of 32 columns, in float32, or, where they are powers of two near enough to each
+// other, the halves. Grid and lists as in product_panel.comp.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
@@ -9,6 +10,7 @@
 #include "activations.glsl"
 layout(constant_id = 3) const uint MODE = GPTOSS_PRODUCT_STORE;
 layout(constant_id = 4) const bool HAS_EXPERTS = false;
+layout(constant_id = 5) const bool SCALES_HALVES = false;
 
 layout(push_constant) uniform Push { gptoss_product_push push; };
 
@@ -18,33 +20,41 @@ const bool IS_PAIR = MODE == GPTOSS_PRODUCT_SWIGLU || MODE == GPTOSS_PRODUCT_SIL
 
 const uint PARTS = GPTOSS_TILE_TOKENS / 8;   // columns of the second matrices
 const uint STAGE = GPTOSS_TILE_TOKENS * 8;   // vectors of 64 columns of the tokens
-const uint THREADS = GPTOSS_TILE_PANEL_WORKGROUP;
-const uint LOADS = STAGE / THREADS;        // of x, of an invocation
+const uint LOADS = (STAGE + WORKGROUP - 1) / WORKGROUP; // of x, of an invocation
 const uint PIECES_OF_STEP = 2 / BLOCKS_OF_PIECE;
 shared uvec4 x_tile[2 * STAGE]; // [step & 1][block][token][quarter of the block]
 shared uint lines[GPTOSS_TILE_TOKENS];
 const uint OUTS = IS_PAIR ? 16 : 32, RESULT_STRIDE = 36; // for the banks
-shared float results[THREADS / 32 * 16 * RESULT_STRIDE];
+shared float results[WORKGROUP / 32 * 16 * RESULT_STRIDE];
 
 // Of the step: room for both layouts.
 uvec4 x_next[LOADS], pieces[4];
+uint x_from[LOADS];
 uint scales[4];
 uint tile_of[2]; // of this subgroup, in their weights
-vec4 sums[2 * PARTS];
+MatrixC sums[2 * PARTS];
 
-uint x_address(uint at, uint step) {
-    uint token = at / 4 % GPTOSS_TILE_TOKENS, block = at / (4 * GPTOSS_TILE_TOKENS);
-    return (input_line(lines[token]) * TILE_STEPS + step) * 8 + block * 4 + at % 4;
+// Where the vectors of x that an invocation brings begin.
+void find_x() {
+    [[unroll]] for (uint i = 0; i < LOADS; ++i) {
+        uint at = gl_LocalInvocationID.x + i * WORKGROUP;
+        uint token = at / 4 % GPTOSS_TILE_TOKENS, block = at / (4 * GPTOSS_TILE_TOKENS);
+        x_from[i] = input_line(lines[token]) * TILE_STEPS * 8 + block * 4 + at % 4;
+    }
 }
 
 void load_x(uint step) {
     [[unroll]] for (uint i = 0; i < LOADS; ++i)
-        x_next[i] = Pieces(push.x).at[x_address(gl_LocalInvocationID.x + i * THREADS, step)];
+        if (STAGE % WORKGROUP == 0 || gl_LocalInvocationID.x + i * WORKGROUP < STAGE)
+            x_next[i] = Pieces(push.x).at[x_from[i] + step * 8];
 }
 
 void store_x(uint step) {
-    [[unroll]] for (uint i = 0; i < LOADS; ++i)
-        x_tile[(step & 1u) * STAGE + gl_LocalInvocationID.x + i * THREADS] = x_next[i];
+    [[unroll]] for (uint i = 0; i < LOADS; ++i) {
+        uint at = gl_LocalInvocationID.x + i * WORKGROUP;
+        if (STAGE % WORKGROUP == 0 || at < STAGE)
+            x_tile[(step & 1u) * STAGE + at] = x_next[i];
+    }
 }
 
 void load_weights(uint step, bool is_apart) {
@@ -67,10 +77,15 @@ void multiply_block(Block blocks[2], uint from, const uint parts) {
         uvec4 x = x_tile[from + part * 32 + gl_SubgroupInvocationID];
         MatrixB b0 = matrix_b(x.x, x.y), b1 = matrix_b(x.z, x.w);
         [[unroll]] for (uint t = 0; t < 2; ++t) {
-            MatrixC c = coopMatMulAdd(blocks[t].halves[0], b0, MatrixC(0.0));
+            uint at = t * PARTS + part;
+            MatrixC c = SCALES_HALVES ? sums[at] : MatrixC(0.0);
+            c = coopMatMulAdd(blocks[t].halves[0], b0, c);
             c = coopMatMulAdd(blocks[t].halves[1], b1, c);
-            sums[t * PARTS + part] =
-                fma(blocks[t].scales.xxyy, vec4(c[0], c[1], c[2], c[3]), sums[t * PARTS + part]);
+            if (SCALES_HALVES)
+                sums[at] = c;
+            else
+                [[unroll]] for (uint e = 0; e < 4; ++e)
+                    sums[at][e] = fma(blocks[t].scales[e / 2], c[e], sums[at][e]);
         }
     }
 }
@@ -88,7 +103,10 @@ void multiply_all(bool is_apart, const uint parts) {
             Block blocks[2];
             [[unroll]] for (uint t = 0; t < 2; ++t) {
                 uint at = t * PIECES_OF_STEP + b / BLOCKS_OF_PIECE;
-                blocks[t] = block_of(own[at], own_scales[at], b % BLOCKS_OF_PIECE);
+                if (SCALES_HALVES)
+                    blocks[t] = scaled_block_of(own[at], own_scales[at], b, push.scale_shift);
+                else
+                    blocks[t] = block_of(own[at], own_scales[at], b % BLOCKS_OF_PIECE);
             }
             multiply_block(blocks, (step & 1u) * STAGE + b * GPTOSS_TILE_TOKENS * 4, parts);
         }
@@ -97,7 +115,8 @@ void multiply_all(bool is_apart, const uint parts) {
 }
 
 void find_tiles_of_weights(Tile tile, bool is_apart) {
-    uint sixteens = (push.num_outs + 15) / 16, first = gl_WorkGroupID.x * (IS_PAIR ? 8 : 16);
+    uint sixteens = (push.num_outs + 15) / 16;
+    uint first = gl_WorkGroupID.x * (WORKGROUP / (IS_PAIR ? 32 : 16));
     [[unroll]] for (uint t = 0; t < 2; ++t) {
         uint sixteen = min(first + (IS_PAIR ? gl_SubgroupID : 2 * gl_SubgroupID + t), sixteens - 1);
         tile_of[t] = tile.expert * sixteens + sixteen;
@@ -106,11 +125,15 @@ void find_tiles_of_weights(Tile tile, bool is_apart) {
     }
 }
 
+float whole(float sum, float factor) {
+    return SCALES_HALVES ? sum * left_out(push.scale_shift) * factor : undone(sum, factor);
+}
+
 // Brings sums of 16 tokens at a time to shared memory, from where invocations side by side store rows
 // side by side.
 void store_sums(Tile tile) {
     uint lane = gl_SubgroupInvocationID, base = gl_SubgroupID * 16 * RESULT_STRIDE;
-    uint first = (gl_WorkGroupID.x * 8 + gl_SubgroupID) * OUTS;
+    uint first = (gl_WorkGroupID.x * (WORKGROUP / 32) + gl_SubgroupID) * OUTS;
     [[unroll]] for (uint round = 0; round < PARTS / 2; ++round) {
         if (16 * round >= tile.count)
             break;
@@ -128,8 +151,8 @@ void store_sums(Tile tile) {
             if (token >= tile.count || first + column >= push.num_outs)
                 continue;
             float factor = Floats(push.gain).at[input_line(lines[token])];
-            finish(lines[token], first + column, tile.expert, undone(results[from], factor),
-                   IS_PAIR ? undone(results[from + 16], factor) : 0);
+            finish(lines[token], first + column, tile.expert, whole(results[from], factor),
+                   IS_PAIR ? whole(results[from + 16], factor) : 0);
         }
     }
 }
@@ -145,10 +168,11 @@ void main() {
     find_tiles_of_weights(tile, is_apart);
     load_weights(0, is_apart);
     barrier();
+    find_x();
     load_x(0);
     store_x(0);
     [[unroll]] for (uint i = 0; i < 2 * PARTS; ++i)
-        sums[i] = vec4(0);
+        sums[i] = MatrixC(0.0);
     if (tile.count > 16)
         multiply_all(is_apart, PARTS);
     else

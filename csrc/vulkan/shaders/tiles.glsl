@@ -48,6 +48,28 @@ Block block_of(uvec4 piece, uint scales, uint index) {
     return block;
 }
 
+// The same of E2M1 with scales in the halves: 2^(s - shift - 15) is one, unless all codes are 0.
+Block scaled_block_of(uvec4 piece, uint scales, uint index, uint shift) {
+    Block block;
+    uint pairs[2][4];
+    [[unroll]] for (uint high = 0; high < 2; ++high) {
+        uint word = piece[2 * index + high];
+        int exponent = int(bitfieldExtract(scales, int(16 * index + 8 * high), 8)) - int(shift);
+        f16vec2 factor = unpackFloat2x16(uint(max(exponent, 0)) * 0x04000400u);
+        [[unroll]] for (uint j = 0; j < 4; ++j)
+            pairs[high][j] = packFloat2x16(unpackFloat2x16(e2m1_halves(word, j)) * factor);
+    }
+    [[unroll]] for (uint i = 0; i < 2; ++i)
+        block.halves[i] =
+            matrix_a(pairs[0][2 * i], pairs[0][2 * i + 1], pairs[1][2 * i], pairs[1][2 * i + 1]);
+    return block;
+}
+
+// What such halves leave out: 2^-14 of the codes, and 2^(s - 127) / 2^(s - shift - 15) of the scales.
+float left_out(uint shift) {
+    return uintBitsToFloat(shift + 29 << 23);
+}
+
 // A sum of such products, times what was left out of x. Infinite scales stand for NaN.
 float undone(float sum, float factor) {
     if (!IS_E2M1)
