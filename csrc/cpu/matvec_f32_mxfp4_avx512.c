@@ -2,10 +2,10 @@
  * +0; t = fma(code, x, t) eight times; p = fma(scale, t, p); then the tree.
  *
  * Before Zen 4 all 512-bit arithmetic shares two ports, so that each instruction spared counts. A
- * code is looked up by a permutation, which sees only the low four bits of a lane. Codes 2 j and
- * 2 j + 1 come from a load j bytes further on: unshifted and shifted by 4. Where a scale byte
- * precedes each block, that load has the codes of block b another b bytes up: one shift by lanes
- * instead of gathering the blocks. Scales are broadcast from a table. */
+ * code is looked up by a permutation, which sees only the low four bits of a lane: code i comes
+ * there by a shift of 4 i. Loads a byte or more further on would spare some shifts, but nearly all
+ * would cross cache lines, which costs more. Blocks that a scale byte precedes are loaded one by
+ * one. Scales are broadcast from a table. */
 #include "cpu/mxfp4_row.h"
 #include "cpu/simd_avx512.h"
 
@@ -14,44 +14,21 @@ enum { ROWS = 2, PER_LANE = 8, GROUP = GPTOSS_LANES * PER_LANE, BLOCKS = 4, BLOC
  * without 9 (Zen 5). */
 enum { PREFETCH_BYTES = 6144 };
 
-/* Loads of a group, each a byte further on. */
-struct loads {
-    __m512i at[PER_LANE / 2];
-};
-
-GPTOSS_INLINE struct loads load_group(const uint8_t *codes) {
-    struct loads loads;
-    for (int j = 0; j < PER_LANE / 2; ++j)
-        loads.at[j] = _mm512_loadu_si512(codes + j);
-    return loads;
-}
-
-/* The same of num_bytes bytes, of which none behind is read. */
-GPTOSS_INLINE struct loads load_short_group(const uint8_t *codes, int64_t num_bytes) {
-    struct loads loads;
-    for (int j = 0; j < PER_LANE / 2; ++j) {
-        int64_t left = num_bytes - j < 64 ? num_bytes - j : 64;
-        loads.at[j] = _mm512_maskz_loadu_epi8(UINT64_MAX >> (64 - left), codes + j);
-    }
-    return loads;
-}
-
-GPTOSS_INLINE __m512 decode(const struct loads *loads, bool is_gguf, int i) {
-    const __m512i block_bits =
-        _mm512_setr_epi32(0, 0, 0, 0, 8, 8, 8, 8, 16, 16, 16, 16, 24, 24, 24, 24);
-    __m512i codes = loads->at[i / 2];
-    if (is_gguf)
-        codes =
-            _mm512_srlv_epi32(codes, _mm512_add_epi32(block_bits, _mm512_set1_epi32(i % 2 * 4)));
-    else if (i % 2 == 1)
-        codes = _mm512_srli_epi32(codes, 4);
-    return gptoss_decode_e2m1(codes);
+/* The codes of up to four blocks, zeros behind. */
+GPTOSS_INLINE __m512i load_group(const struct gptoss_mxfp4_row *row, int num_blocks) {
+    if (row->codes_step == BLOCK / 2 && num_blocks == BLOCKS)
+        return _mm512_loadu_si512(row->codes);
+    __m512i codes = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)row->codes));
+    for (int b = 1; b < num_blocks; ++b)
+        codes = _mm512_mask_broadcast_i32x4(
+            codes, (__mmask16)(0xF << (4 * b)),
+            _mm_loadu_si128((const __m128i *)(row->codes + b * row->codes_step)));
+    return codes;
 }
 
 /* t[r][v] = the sum of code times x over the elements of a lane. */
-GPTOSS_INLINE void sum_group(const struct loads *loads, bool is_gguf, const float *x,
-                             int64_t distance, int num_rows, int num_vectors,
-                             __m512 (*t)[GPTOSS_MAX_VECTORS]) {
+GPTOSS_INLINE void sum_group(const __m512i *codes, const float *x, int64_t distance, int num_rows,
+                             int num_vectors, __m512 (*t)[GPTOSS_MAX_VECTORS]) {
     for (int r = 0; r < num_rows; ++r)
         for (int v = 0; v < num_vectors; ++v)
             t[r][v] = _mm512_setzero_ps();
@@ -59,7 +36,7 @@ GPTOSS_INLINE void sum_group(const struct loads *loads, bool is_gguf, const floa
     for (int i = 0; i < PER_LANE; ++i) {
         __m512 values[ROWS];
         for (int r = 0; r < num_rows; ++r)
-            values[r] = decode(&loads[r], is_gguf, i);
+            values[r] = gptoss_decode_e2m1(_mm512_srli_epi32(codes[r], 4 * (unsigned)i));
         for (int v = 0; v < num_vectors; ++v) {
             __m512 x_lane = _mm512_loadu_ps(x + v * distance + GPTOSS_LANES * i);
             for (int r = 0; r < num_rows; ++r)
@@ -80,23 +57,22 @@ GPTOSS_INLINE __m512 load_scales(const uint8_t *scales, int64_t step, int num_bl
 GPTOSS_INLINE void dot_rows(const struct gptoss_matrix *matrix, enum gptoss_layout layout,
                             int64_t first_row, const float *x, int num_rows, int num_vectors,
                             float *out, int64_t out_stride) {
-    const bool is_gguf = layout == GPTOSS_LAYOUT_MXFP4_GGUF;
     int64_t distance = gptoss_padded_columns(matrix->num_columns, PER_LANE),
             left = matrix->num_columns;
     struct gptoss_mxfp4_row rows[ROWS];
-    struct loads loads[ROWS];
+    __m512i codes[ROWS];
     __m512 p[ROWS][GPTOSS_MAX_VECTORS], t[ROWS][GPTOSS_MAX_VECTORS], scales;
     for (int r = 0; r < num_rows; ++r) {
         rows[r] = gptoss_mxfp4_row(matrix, layout, first_row + r);
         for (int v = 0; v < num_vectors; ++v)
             p[r][v] = _mm512_setzero_ps();
     }
-    for (; left > GROUP; left -= GROUP, x += GROUP) {
+    for (; left >= GROUP; left -= GROUP, x += GROUP) {
         for (int r = 0; r < num_rows; ++r) {
             _mm_prefetch((const char *)(rows[r].codes + PREFETCH_BYTES), _MM_HINT_T0);
-            loads[r] = load_group(rows[r].codes);
+            codes[r] = load_group(&rows[r], BLOCKS);
         }
-        sum_group(loads, is_gguf, x, distance, num_rows, num_vectors, t);
+        sum_group(codes, x, distance, num_rows, num_vectors, t);
         for (int r = 0; r < num_rows; ++r) {
             scales = load_scales(rows[r].scales, rows[r].scale_step, BLOCKS);
             for (int v = 0; v < num_vectors; ++v)
@@ -105,17 +81,19 @@ GPTOSS_INLINE void dot_rows(const struct gptoss_matrix *matrix, enum gptoss_layo
             rows[r].scales += BLOCKS * rows[r].scale_step;
         }
     }
-    /* The last group, of 1 to 4 blocks. */
-    int num_blocks = (int)(left / BLOCK);
-    for (int r = 0; r < num_rows; ++r)
-        loads[r] =
-            load_short_group(rows[r].codes, (num_blocks - 1) * rows[r].codes_step + BLOCK / 2);
-    sum_group(loads, is_gguf, x, distance, num_rows, num_vectors, t);
+    int num_blocks = (int)(left / BLOCK); /* of a short last group */
+    if (num_blocks > 0) {
+        for (int r = 0; r < num_rows; ++r)
+            codes[r] = load_group(&rows[r], num_blocks);
+        sum_group(codes, x, distance, num_rows, num_vectors, t);
+    }
     for (int r = 0; r < num_rows; ++r) {
-        scales = load_scales(rows[r].scales, rows[r].scale_step, num_blocks);
+        if (num_blocks > 0)
+            scales = load_scales(rows[r].scales, rows[r].scale_step, num_blocks);
         for (int v = 0; v < num_vectors; ++v) {
-            p[r][v] =
-                _mm512_mask3_fmadd_ps(scales, t[r][v], p[r][v], gptoss_first_lanes(4 * num_blocks));
+            if (num_blocks > 0)
+                p[r][v] = _mm512_mask3_fmadd_ps(scales, t[r][v], p[r][v],
+                                                gptoss_first_lanes(4 * num_blocks));
             out[v * out_stride + r] = gptoss_sum_16(p[r][v]);
         }
     }
