@@ -100,7 +100,7 @@ CASES: dict[str, Write] = {
     "gpt-oss-original": hf(GROUPED, "original"),
     "gpt-oss-bf16-experts": hf(Spec(**vars(TAILS) | {"expert_dtype": "BF16", "tied": True})),
     "gpt-oss-f16-experts": hf(Spec(**vars(GROUPED) | {"expert_dtype": "F16"})),
-    "gpt-oss-near-scales": hf(Spec(**vars(TAILS) | {"scale_spread": 22})),
+    "gpt-oss-near-scales": hf(Spec(**vars(TAILS) | {"scale_spread": 36})),
     "gpt-oss-far-scales": hf(Spec(**vars(TAILS) | {"scale_spread": 60})),
     "gpt-oss-f32": hf(Spec(**vars(TAILS) | {"expert_dtype": "F32", "dense_dtype": "F32"})),
     "gpt-oss-gguf-q8_0": gguf(Spec(**vars(GROUPED) | {"hidden_size": 96}), "q8_0"),

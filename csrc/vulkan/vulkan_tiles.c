@@ -7,10 +7,10 @@
 #include "vulkan/shaders/push_constants.h"
 
 #define NAN_SCALE 255
-/* Of factors in float16, as they are stored. */
+/* The largest scale's factor in float16, as it is stored. */
 #define MAX_HALF_EXPONENT 30
-#define MIN_HALF_EXPONENT 6
-#define MIN_MOST_SCALE 64 /* the shift is positive; factors of sums are far from the least */
+#define MAX_SCALE_RANGE 40 /* beyond it scales stay outside */
+#define MIN_MOST_SCALE 64  /* the shift is positive; factors of sums are far from the least */
 
 static uint64_t steps_of(int64_t num_columns) {
     return (uint64_t)(num_columns + 63) / 64;
@@ -73,7 +73,7 @@ void gptoss_tile_widen_range(const uint8_t *tile_scales, int64_t num_columns,
 bool gptoss_tile_find_shift(struct gptoss_scale_range range, uint32_t *shift_out) {
     *shift_out = range.most - MAX_HALF_EXPONENT;
     return range.most < NAN_SCALE && range.most >= MIN_MOST_SCALE &&
-           range.most - range.least <= MAX_HALF_EXPONENT - MIN_HALF_EXPONENT;
+           range.most - range.least <= MAX_SCALE_RANGE;
 }
 
 /* ---- what the device does ---- */

@@ -20,8 +20,9 @@ struct gptoss_scale_range {
 };
 void gptoss_tile_widen_range(const uint8_t *tile_scales, int64_t num_columns,
                              struct gptoss_scale_range *range);
-/* Whether halves can have the scales in them, and the shift that this takes (tiles.glsl): what is
- * smallest, 2^-15 2^-9 of the codes and the scale, is the smallest half. */
+/* Whether halves can have the scales in them, and the shift that this takes (tiles.glsl). Exact for
+ * scales down to 2^-24 of the largest, of which the smallest code is the smallest half; what is
+ * smaller is rounded to multiples of 2^-25 of the largest scale. */
 bool gptoss_tile_find_shift(struct gptoss_scale_range range, uint32_t *shift_out);
 /* Asks the device whether its cooperative matrices have that order, and rounds as the shaders count
  * on. Only for those that have_narrow_matrices. */

@@ -1,7 +1,7 @@
 // y = w x + bias for many tokens and a weight in tiles, on cooperative matrices: 64 tokens by as many rows
 // as there are invocations, or half as many pairs of them; each subgroup has two tiles. Codes become halves
-// in registers, lines of x, from round_rows.comp, pass through shared memory. Nothing is rounded but x:
-// scales multiply sums of 32 columns, in float32, or, where they are powers of two near enough to each
+// in registers, lines of x, from round_rows.comp, pass through shared memory. Scales multiply sums of 32
+// columns, in float32, so that nothing is rounded but x; or, powers of two that are near enough to each
 // other, the halves. Grid and lists as in product_panel.comp.
 #version 450
 #extension GL_GOOGLE_include_directive : require

@@ -48,7 +48,7 @@ Block block_of(uvec4 piece, uint scales, uint index) {
     return block;
 }
 
-// The same of E2M1 with scales in the halves: 2^(s - shift - 15) is one, unless all codes are 0.
+// The same of E2M1 with scales in the halves, times 2^(s - shift - 15): see gptoss_tile_find_shift.
 Block scaled_block_of(uvec4 piece, uint scales, uint index, uint shift) {
     Block block;
     uint pairs[2][4];
