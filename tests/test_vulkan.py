@@ -263,7 +263,7 @@ def test_attention_of_shapes(
         max_positions=2048,
     )
     path = write_model(tmp_path / "m", spec, np.random.default_rng(SEED))
-    # A tile of attention is 8192 elements, or 1024 keys; a row has up to 48 parts.
+    # A tile of attention is 4096 elements, or 512 keys; a row has up to 48 parts.
     length = 500 if head_dim > 512 else 1700 if head_dim in (8, 256) else 1100
     with (
         gptoss.Model(path, device="vulkan", precision="fp32") as model,

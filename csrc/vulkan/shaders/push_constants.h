@@ -42,7 +42,7 @@
 
 /* Attention of few rows: keys that a thread has in registers, words of shared memory for scores and
  * sums, and the parts of a row at most. */
-#define GPTOSS_ATTENTION_STEPS 4
+#define GPTOSS_ATTENTION_STEPS 2
 #define GPTOSS_ATTENTION_POOL 4608
 #define GPTOSS_ATTENTION_PARTS 48
 #define GPTOSS_ROUTE_ROWS 8 /* of a workgroup, where there are many */
