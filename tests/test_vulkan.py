@@ -16,7 +16,7 @@ import gguf_models
 import numpy as np
 import pytest
 from dense_models import Gpt2, Llama
-from models import Spec, write_model
+from models import Spec, random_tensors, write_model, write_safetensors
 from support import assert_same_bits, open_generator, random_tokens
 from vulkan_support import TOLERANCE, assert_close, feed_both, needs_vulkan
 
@@ -203,6 +203,26 @@ def test_fp16_attention_of_shapes(head_dim: int, heads: int, kv_heads: int, tmp_
         pair = [open_generator(m, 400, kv_dtype="f16") for m in (model, reference)]
         for first, end in ((0, 170), (170, 211), (211, 400)):
             feed_both(pair, tokens[first:end], 5e-2, f"{head_dim}, {first}:{end}")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("num_tokens", [1, 70])
+def test_nan_of_queries_reaches_the_logits(precision: str, num_tokens: int, tmp_path: Path) -> None:
+    """Not every maximum and limit keeps it."""
+    print(f"seed {SEED}")
+    spec = Spec(num_layers=1, num_heads=2, num_kv_heads=1, head_dim=64)
+    tensors = random_tensors(spec, np.random.default_rng(SEED))
+    tensors["model.layers.0.self_attn.q_proj.bias"][5] = np.nan
+    write_model(tmp_path, spec, np.random.default_rng(SEED))
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    try:
+        model = gptoss.Model(tmp_path, device="vulkan", precision=precision)
+    except gptoss.UnsupportedError as error:
+        pytest.skip(str(error))
+    with model:
+        generator = open_generator(model, 80, kv_dtype="f16")
+        with pytest.raises(gptoss.NumericError):
+            generator.prefill(random_tokens(model, num_tokens, SEED))
 
 
 TINY = Llama(num_layers=1, hidden_size=32, num_heads=2, num_kv_heads=1, intermediate_size=32)

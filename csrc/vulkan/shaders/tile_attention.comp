@@ -63,17 +63,21 @@ uint query_at(uint line) {
     return ((first_row + line / GROUP) * push.num_heads + head_of(line)) * HEAD_DIM;
 }
 
+// What float16 holds of it; NaN stays.
+vec4 limit(vec4 v) {
+    return mix(clamp(v, -65504.0, 65504.0), v, isnan(v));
+}
+
 // Elements 8 t to 8 t + 7 of each block of 32 of a line, in float16 and in units of log2 of its scores. The
 // order of elements within a block is that of the keys in key_tile, which is all that matters.
 void load_query(uint line, out uvec4 halves[BLOCKS]) {
-    const float LIMIT = 65504;
     float factor = push.scale * LOG2_E;
     [[unroll]] for (uint b = 0; b < BLOCKS; ++b) {
         uint at = query_at(line) / 4 + b * 8 + 2 * t;
         vec4 low = is_line(line) ? Vectors(push.queries).at[at] : vec4(0);
         vec4 high = is_line(line) ? Vectors(push.queries).at[at + 1] : vec4(0);
-        low = clamp(low * factor, -LIMIT, LIMIT);
-        high = clamp(high * factor, -LIMIT, LIMIT);
+        low = limit(low * factor);
+        high = limit(high * factor);
         halves[b] = uvec4(pack_halves(low.x, low.y), pack_halves(low.z, low.w),
                           pack_halves(high.x, high.y), pack_halves(high.z, high.w));
     }
