@@ -6,6 +6,7 @@
 #include <strings.h>
 
 #include "status.h"
+#include "vulkan/shaders/push_constants.h"
 
 #define MAX_DEVICES 32
 
@@ -201,6 +202,10 @@ static bool find_matrices(const struct gptoss_vulkan_device *device) {
            has_matrix_shape(device, 16, 1) && has_matrix_shape(device, 16, 0);
 }
 
+static bool has_narrow_matrices(const struct gptoss_vulkan_device *device) {
+    return device->max_workgroup >= GPTOSS_SCALED_WORKGROUP && has_matrix_shape(device, 8, 1);
+}
+
 static enum gptoss_status create_device(struct gptoss_vulkan_device *device,
                                         struct gptoss_error *error) {
     VkPhysicalDeviceSubgroupSizeControlFeaturesEXT size_control = {
@@ -222,8 +227,7 @@ static enum gptoss_status create_device(struct gptoss_vulkan_device *device,
         size_control.subgroupSizeControl && size_control.computeFullSubgroups;
 
     device->has_matrices = find_matrices(device);
-    device->has_narrow_matrices =
-        device->has_matrices && device->max_workgroup >= 384 && has_matrix_shape(device, 8, 1);
+    device->has_narrow_matrices = device->has_matrices && has_narrow_matrices(device);
     VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrices = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR,
         .pNext = device->can_set_subgroup_size ? &size_control : NULL,

@@ -20,8 +20,8 @@ struct gptoss_vulkan_device {
     bool can_set_subgroup_size, is_software;
     bool keeps_subnormal_halves, has_votes;
     bool has_matrices; /* of float16, 16 x 16 x 16, sums in float32 or float16, subgroups of 32 */
-    bool has_narrow_matrices; /* besides those 16 x 16 times 16 x 8, sums in float32, and 384
-                                 threads */
+    bool has_narrow_matrices; /* besides those 16 x 16 times 16 x 8, sums in float32, and large
+                                 workgroups */
     float timestamp_nanoseconds;
     /* Of the device's memory: what this handle may take, 0 for all there is, and what it has. */
     uint64_t memory_limit;

@@ -19,7 +19,6 @@
 #define TILE_SPLIT 8
 #define PAIR_TILE_SPLIT 2
 #define WORKGROUP 256
-#define SCALED_WORKGROUP 384 /* of panels with scales in the halves, which need fewer registers */
 /* Rows whose logits are on the device at a time. */
 #define MAX_LOGITS_ROWS 64
 
@@ -240,7 +239,7 @@ static bool scales_halves(const struct gptoss_panel *panel, uint32_t *shift_out)
 static enum gptoss_status tile_panel(struct gptoss_vulkan_backend *backend,
                                      struct gptoss_panel *panel) {
     bool in_halves = scales_halves(panel, &panel->push.scale_shift);
-    uint32_t workgroup = in_halves ? SCALED_WORKGROUP : WORKGROUP;
+    uint32_t workgroup = in_halves ? GPTOSS_SCALED_WORKGROUP : WORKGROUP;
     uint32_t rows = panel->is_pair ? workgroup / 2 : workgroup;
     return gptoss_vulkan_dispatch(
         backend, &(struct gptoss_dispatch){

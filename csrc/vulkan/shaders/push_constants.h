@@ -52,6 +52,8 @@
 #define GPTOSS_MATRIX_ROWS 128  /* of cooperative matrices */
 #define GPTOSS_SUBGROUP_ROWS 32 /* of them, with 32 of the tile's tokens, for a subgroup */
 #define GPTOSS_MATRIX_WORKGROUP (64 * GPTOSS_MATRIX_ROWS / GPTOSS_SUBGROUP_ROWS)
+/* Of weights in tiles whose scales are in the halves, which takes few registers. */
+#define GPTOSS_SCALED_WORKGROUP 384
 
 /* A row of the table, with its cache: [layer][keys, values][kv_head][capacity][head_dim] */
 struct gptoss_device_row {
